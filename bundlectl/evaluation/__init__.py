@@ -1,0 +1,1 @@
+"""Suites, scorers, runner, reports."""

@@ -1,0 +1,1 @@
+"""Models and embeddings behind small protocols, one provider per file."""

@@ -1,0 +1,1 @@
+"""Diff and explain: reads bundles and receipts."""

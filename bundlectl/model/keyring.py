@@ -1,0 +1,153 @@
+"""The keyring: root's signed, versioned document of who may do what; and the policy, the app owners' gates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from bundlectl.model.types import Digest, Duration, Name, Principal, StoreName, Strict, Text, Time
+
+Role = Literal["builder", "evaluator", "approver", "promoter", "renewer", "indexer", "gc"]
+ROLES: tuple[Role, ...] = ("builder", "evaluator", "approver", "promoter", "renewer", "indexer", "gc")
+KeyState = Literal["active", "retired", "compromised"]
+
+
+class PublicKey(Strict):
+    """A public key: SubjectPublicKeyInfo in PEM, and its scheme."""
+
+    scheme: Literal["ed25519", "ecdsa-p256-sha256"]
+    public: str
+
+
+class Oidc(Strict):
+    """An OIDC identity, matched exactly."""
+
+    issuer: str
+    subject: str
+
+
+class KeyringEntry(Strict):
+    """One principal: a key or an OIDC identity, its owner (a person or a team), and its state.
+
+    Entries are never removed. ``retired``: evidence and origins still count, a head needs an active signer.
+    ``compromised``: counts nowhere.
+    """
+
+    owner: str = Field(min_length=1, max_length=200)
+    key: PublicKey | None = None
+    oidc: Oidc | None = None
+    state: KeyState = "active"
+
+    @model_validator(mode="after")
+    def _one(self) -> KeyringEntry:
+        if (self.key is None) == (self.oidc is None):
+            raise ValueError("a principal is either a 'key' or an 'oidc' identity")
+        return self
+
+
+class Signers(Strict):
+    """A set of principals and how many distinct ones must sign."""
+
+    principals: list[Principal] = Field(min_length=1)
+    threshold: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Signers:
+        if self.threshold > len(set(self.principals)):
+            raise ValueError(f"a threshold of {self.threshold} needs as many distinct principals")
+        return self
+
+
+class Grant(Strict):
+    """A role for principals, in named apps and environments (``*``: all)."""
+
+    role: Role
+    principals: list[Principal] = Field(min_length=1)
+    apps: list[StoreName | Literal["*"]] = ["*"]
+    environments: list[StoreName | Literal["*"]] = ["*"]
+
+
+class App(Strict):
+    """An app: who owns its policy, the least policy version that still counts, and each environment's epoch."""
+
+    owners: Signers
+    policy: Annotated[int, Field(ge=1)] = 1
+    epochs: dict[StoreName, Annotated[int, Field(ge=1)]] = {}
+
+
+class Blocked(Strict):
+    """A digest (bundle, snapshot or evidence) that must not be served any more."""
+
+    digest: Digest
+    reason: Text
+
+
+class Keyring(Strict):
+    """Root's document. Version N+1 needs the thresholds of N's root and of its own.
+
+    The registry's id is the digest of the payload of version 1. One key holds one role: the same key material
+    may not stand in grants of two roles, nor as root or owner beside a role.
+    """
+
+    apiVersion: Literal["bundlectl/v1"] = "bundlectl/v1"
+    kind: Literal["Keyring"] = "Keyring"
+    version: Annotated[int, Field(ge=1)]
+    previous: Digest | None = None
+    expires: Time | None = None
+    root: Signers
+    principals: dict[Principal, KeyringEntry] = Field(min_length=1)
+    grants: list[Grant] = []
+    apps: dict[StoreName, App] = {}
+    blocked: list[Blocked] = []
+
+
+class EvaluationRequirement(Strict):
+    """One suite that must have passed. Digests, where given, pin the exam; a candidate does not set its own."""
+
+    suite: Name
+    suite_digest: Digest | None = None
+    dataset_digest: Digest | None = None
+    max_age: Duration | None = None
+    floors: dict[Name, Annotated[float, Field(ge=0, le=1)]] = {}
+    threshold: Annotated[int, Field(ge=1)] = 1
+
+
+class Soak(Strict):
+    """The bundle must be live in another environment now, and have been for at least this long."""
+
+    environment: StoreName
+    at_least: Duration = "0s"
+
+
+class Freeze(Strict):
+    """A window in which nothing is promoted."""
+
+    start: Time
+    end: Time
+    reason: Text
+
+
+class Gate(Strict):
+    """What a bundle must show before it may go live in one environment."""
+
+    provenance: Annotated[int, Field(ge=0)] = 0
+    evaluations: list[EvaluationRequirement] = []
+    approvals: Annotated[int, Field(ge=0)] = 0
+    soak: Soak | None = None
+    freezes: list[Freeze] = []
+    forbid_lint: list[str] = []
+    confirm: bool = False
+    expires_after: Duration | None = None
+    past_expiry: Literal["serve", "refuse"] = "serve"
+
+
+class Policy(Strict):
+    """The app owners' document: each environment's gate. An environment that is not named does not exist."""
+
+    apiVersion: Literal["bundlectl/v1"] = "bundlectl/v1"
+    kind: Literal["Policy"] = "Policy"
+    app: StoreName
+    version: Annotated[int, Field(ge=1)]
+    previous: Digest | None = None
+    environments: dict[StoreName, Gate] = Field(min_length=1)

@@ -1,0 +1,80 @@
+"""Suites and cases: what an evaluation runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from bundlectl.model.types import Name, RelativePath, Strict
+
+
+class Scorer(Strict):
+    """A scorer of the suite. ``floor``: the least mean that passes. ``tags``: floors for tagged cases alone.
+
+    ``name`` is the scorer's kind; ``as_`` distinguishes two of one kind. ``k`` is the cut of ranked lists.
+    """
+
+    name: Name
+    as_: Name | None = Field(default=None, alias="as")
+    floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    tags: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    by: Literal["document", "section"] = "section"
+    k: Annotated[int, Field(ge=1, le=100)] = 6
+    options: dict[str, Any] = {}
+
+    @property
+    def key(self) -> str:
+        """The name that scores are reported under."""
+        return self.as_ or self.name
+
+
+class Suite(Strict):
+    """A suite file: task, dataset, scorers, and the cases that must pass whatever the means say."""
+
+    apiVersion: Literal["bundlectl/v1"]
+    kind: Literal["Suite"]
+    name: Name
+    task: Name
+    profile: Name | None = None
+    dataset: RelativePath
+    splits: list[str] | None = None
+    scorers: list[Scorer] = Field(min_length=1)
+    must_pass: list[str] = []
+    max_errors: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_unmeasured: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class ExpectedDocument(Strict):
+    """A document, and a section of it, that answers the case."""
+
+    document: str
+    section: list[str] | None = None
+
+
+class Expected(Strict):
+    """What a right answer shows. Only what is given is scored."""
+
+    documents: list[ExpectedDocument] | None = None
+    forbidden_documents: list[str] | None = None
+    contains: list[str] | None = None
+    exact: str | None = None
+    regex: str | None = None
+    refusal: Literal[False, "no_answer", "access_denied", "input_blocked", "output_blocked"] | None = None
+
+
+class Case(Strict):
+    """One line of a dataset."""
+
+    id: str = Field(min_length=1, max_length=200)
+    input: dict[str, Any] = Field(min_length=1)
+    tenant: str
+    role: str
+    scopes: list[Name] = []
+    profile: Name | None = None
+    latency_class: Literal["interactive", "batch"] = "interactive"
+    response_format: Literal["structured_json", "text"] | None = None
+    tags: list[str] = []
+    split: str | None = None
+    group: str | None = None
+    expected: Expected

@@ -1,0 +1,1 @@
+"""Receipts: write and read."""

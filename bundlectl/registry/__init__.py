@@ -1,0 +1,1 @@
+"""The registry operations on a store."""

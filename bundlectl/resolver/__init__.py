@@ -1,0 +1,1 @@
+"""The thin resolver: trusted rules, polling, last good."""

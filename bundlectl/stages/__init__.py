@@ -1,0 +1,1 @@
+"""Pure, synchronous pieces of the request path, compiled once per bundle."""

@@ -1,0 +1,1 @@
+"""Where bytes are kept: one protocol, and a store per backend."""

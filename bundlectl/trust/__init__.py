@@ -1,0 +1,1 @@
+"""Envelopes, signers, keyring, evidence and gate rules."""
