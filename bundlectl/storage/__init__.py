@@ -1,1 +1,1 @@
-"""Where bytes are kept: one protocol, and a store per backend."""
+"""Where bytes are kept: one small protocol, a folder or memory behind it, and a layer of faults for tests."""
