@@ -1,0 +1,57 @@
+# make demo    set up and play the whole story on the embedded default (core, router and rag extras)
+# make test    set up and run the tests
+# make check   lint, types, floors, schemas in step with the models
+# make bench   measure speed as ratios, into build/bench.json
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test check bench soak schemas pin lock format clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/bundlectl demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python schemas/generate.py --check
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.benchmarks --write build/bench.json
+
+soak: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.benchmarks --soak --write build/bench.json
+
+schemas: $(VENV)/dev.stamp
+	$(BIN)/python schemas/generate.py
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --extra router --extra rag pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --extra router --extra rag --extra insight --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --editable .
+	touch $@
+
+$(VENV)/dev.stamp: requirements-dev.lock $(VENV)/demo.stamp
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	touch $@

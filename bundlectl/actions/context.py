@@ -1,0 +1,143 @@
+"""The one context that every action gets: registry, keys, clock, ids, reporter. Only the CLI and tests build it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlparse
+
+from bundlectl.model.errors import UsageError
+
+if TYPE_CHECKING:
+    from bundlectl.registry.registry import Registry
+    from bundlectl.trust.signers import Signer
+
+DEFAULT_REGISTRY = ".bundlectl/registry"
+
+
+class Progress(Protocol):
+    """A bar that an action advances."""
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Move on by ``steps`` and show ``note`` beside the bar."""
+
+
+class Reporter(Protocol):
+    """Talk while an action works; results are returned, never said."""
+
+    def say(self, text: str) -> None:
+        """Tell the reader one line."""
+
+    def warn(self, text: str) -> None:
+        """Tell the reader one line that matters even when quiet."""
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Progress]:
+        """Show a bar of ``total`` steps; only on a terminal."""
+        yield _NoBar()
+
+
+class _NoBar:
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Show nothing."""
+
+
+class Silent:
+    """A reporter that says nothing and keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+    def warn(self, text: str) -> None:
+        """Keep the warning."""
+        self.warnings.append(text)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Progress]:
+        """Show nothing."""
+        yield _NoBar()
+
+
+@dataclass
+class Context:
+    """What an action works with.
+
+    Args:
+        registry_url: a folder, ``file://…``, or what :func:`bundlectl.storage.store.open_store` takes.
+        clock: gives the present time, UTC.
+        new_id: gives an identifier that was never given before.
+        reporter: where talk goes.
+        environ: the environment variables.
+        signer_uri: the key to sign with; without it, the folder's development key for the role that is needed.
+        passphrase: asked for with the key's URI when a key is encrypted.
+        trust_first_use: accept keyring 1 of a folder registry without a pin.
+    """
+
+    registry_url: str
+    clock: Callable[[], datetime]
+    new_id: Callable[[], str]
+    reporter: Reporter = field(default_factory=Silent)
+    environ: Mapping[str, str] = field(default_factory=dict)
+    signer_uri: str | None = None
+    passphrase: Callable[[str], bytes] | None = None
+    trust_first_use: bool = False
+
+    @property
+    def registry_folder(self) -> Path | None:
+        """The registry's folder, when it is one."""
+        if self.registry_url.startswith("file://"):
+            return Path(unquote(urlparse(self.registry_url).path))
+        return None if ":" in self.registry_url.split("/", maxsplit=1)[0] else Path(self.registry_url)
+
+    @property
+    def workspace(self) -> Path:
+        """The folder of keys, pin, caches and receipts: beside a folder registry, else ``.bundlectl`` here."""
+        folder = self.registry_folder
+        return Path(os.path.abspath(folder)).parent if folder is not None else Path(".bundlectl").absolute()
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registry.
+
+        Raises:
+            UsageError: a folder registry that does not exist, or a URL this version has no store for.
+        """
+        from bundlectl.registry.registry import Registry
+        from bundlectl.storage.store import open_store
+
+        folder = self.registry_folder
+        if folder is not None and not folder.is_dir():
+            raise UsageError(
+                f"There is no registry at {folder}.",
+                fix="`bundlectl init DIR --app NAME` makes one; --registry or BUNDLECTL_REGISTRY names another.",
+                details={"registry": str(folder)},
+            )
+        return Registry(open_store(self.registry_url))
+
+    def signer(self, role: str) -> Signer:
+        """Open the key that signs as ``role``.
+
+        Raises:
+            UsageError: no key was named and the workspace has none for the role.
+        """
+        from bundlectl.trust.signers import open_signer
+
+        if self.signer_uri is not None:
+            return open_signer(self.signer_uri, self.passphrase)
+        key = self.workspace / "keys" / f"{role}.pem"
+        if not key.is_file():
+            raise UsageError(
+                f"This needs a key of role {role}, and none was named.",
+                why=f"There is no {key}.",
+                fix="Name one: --signer file:PATH, or set BUNDLECTL_SIGNER.",
+            )
+        return open_signer(f"file:{key}", self.passphrase)

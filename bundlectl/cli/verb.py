@@ -1,0 +1,95 @@
+"""What every verb shares: the global options, the session built from them, error lines and exit codes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from bundlectl.cli.session import Session
+
+RegistryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--registry",
+        metavar="URI",
+        help="The registry: a folder or file://… [env: BUNDLECTL_REGISTRY; default: .bundlectl/registry]",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[
+    Literal["text", "json"],
+    typer.Option("--output", "-o", metavar="text|json", help="How the result is written to stdout.", show_default=False),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", show_default=False)]
+
+_GLOBALS = {"registry": (RegistryOption, None), "output": (OutputOption, "text"), "debug": (DebugOption, False)}
+
+
+def verb(app: typer.Typer, name: str, *, examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command: its body takes a Session first; the global options are added here.
+
+    Args:
+        app: the typer application it belongs to.
+        name: the word on the command line.
+        examples: lines shown under ``Examples`` in ``--help``.
+    """
+
+    def register(body: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(body, globalns={**body.__globals__, "Session": object}, include_extras=True)
+
+        @functools.wraps(body)
+        def command(*, registry: str | None, output: Literal["text", "json"], debug: bool, **own: Any) -> None:
+            run_guarded(lambda session: body(session, **own), registry=registry, output=output, debug=debug)
+
+        own = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in list(inspect.signature(body).parameters.values())[1:]
+        ]
+        added = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for key, (annotation, default) in _GLOBALS.items()
+        ]
+        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        command.__signature__ = inspect.Signature([*keyword_only, *added])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in [*keyword_only, *added]}
+        del command.__wrapped__  # type: ignore[attr-defined]  # typer would read the body's own signature through it
+        shown = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
+        app.command(name, epilog=shown)(command)
+        return body
+
+    return register
+
+
+def run_guarded(
+    body: Callable[[Session], None], *, registry: str | None, output: Literal["text", "json"], debug: bool
+) -> None:
+    """Run a verb's body and turn what it raises into lines on stderr and an exit code."""
+    from bundlectl.cli.session import Session
+    from bundlectl.model.errors import BundlectlError
+
+    session = Session(
+        registry_url=registry or os.environ.get("BUNDLECTL_REGISTRY") or "", output=output, debug=debug
+    )
+    try:
+        body(session)
+        session.flush()
+    except BundlectlError as error:
+        session.show_error(error)
+        raise typer.Exit(error.exit_code) from None
+    except BrokenPipeError:
+        # The reader of our stdout went away (`| head`): that is how a pipe ends, not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise typer.Exit(130) from None
+    except Exception as error:  # noqa: BLE001  # the one place where a defect of ours becomes exit 1
+        session.show_defect(error)
+        raise typer.Exit(1) from None
