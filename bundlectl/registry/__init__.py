@@ -1,1 +1,1 @@
-"""The registry operations on a store."""
+"""The registry's operations: layout, put and get bundles, commit a release, history; and OCI layouts."""
