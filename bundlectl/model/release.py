@@ -40,7 +40,7 @@ class Release(Strict):
     bindings: Bindings
     candidate: Candidate | None = None
     tenant_pins: dict[str, Digest] | None = None
-    rollback_target: Digest | None = None
+    rollback_target: RollbackTarget | None = None
     reason: Text
     actor: Principal
     since: Time
@@ -48,6 +48,17 @@ class Release(Strict):
     expires: Time | None = None
     keyring: Annotated[int, Field(ge=1)]
     policy: Annotated[int, Field(ge=1)]
+
+
+class RollbackTarget(Strict):
+    """The bundle that a rollback without a serial returns to, and where its promotion lies in the history.
+
+    Naming the place makes a rollback a fixed number of reads, however long the history is.
+    """
+
+    bundle: Digest
+    epoch: Annotated[int, Field(ge=1)]
+    serial: Annotated[int, Field(ge=1)]
 
 
 class Candidate(Strict):
