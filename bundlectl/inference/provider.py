@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 from bundlectl.model.contract import Citation, Usage
 from bundlectl.model.errors import BackendUnavailable
+
+NO_USAGE: Final = Usage()
 
 ErrorKind = Literal["throttled", "timeout", "unavailable", "refused", "invalid", "broken_stream"]
 
@@ -61,7 +63,7 @@ class ModelReply:
     """
 
     text: str
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     provider_model: str | None = None
     citations: tuple[Citation, ...] | None = None
     refused: bool = False
