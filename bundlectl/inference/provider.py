@@ -5,7 +5,7 @@ Providers make one attempt and never retry: retries, fallback and circuit breaki
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, Protocol
 
@@ -120,8 +120,10 @@ class Provider(Protocol):
         """
         ...
 
-    def stream(self, call: ModelCall) -> AsyncIterator[Delta]:
+    def stream(self, call: ModelCall) -> AsyncGenerator[Delta, None]:
         """Make one attempt, giving the text as it comes; the last delta carries the whole reply.
+
+        A generator, so that a caller who stops early can close it and with it the connection.
 
         Raises:
             ProviderError: it failed, before or in the stream.
