@@ -89,7 +89,7 @@ def parse_envelope(data: bytes, what: str) -> Envelope:
     try:
         envelope = Envelope.model_validate(parse_json(data, what=what))
     except ValidationError as error:
-        raise VerificationFailed(f"{what} is not a DSSE envelope.", why=_brief(error)) from error
+        raise VerificationFailed(f"{what} is not a DSSE envelope.", why=brief(error)) from error
     payload_of(envelope)
     for signature in envelope.signatures:
         _signature(signature.sig)
@@ -145,7 +145,7 @@ def open_document(envelope: Envelope, payload_type: str, model: type[D], what: s
     except ValidationError as error:
         raise VerificationFailed(
             f"{what} does not have the form this version knows.",
-            why=_brief(error),
+            why=brief(error),
             fix="If a newer bundlectl wrote it, use that version or a newer one.",
         ) from error
 
@@ -192,7 +192,7 @@ def open_statement(envelope: Envelope) -> Statement:
     try:
         return Statement.model_validate(raw)
     except ValidationError as error:
-        raise VerificationFailed("A statement is not an in-toto Statement v1.", why=_brief(error)) from error
+        raise VerificationFailed("A statement is not an in-toto Statement v1.", why=brief(error)) from error
 
 
 def _encode(data: bytes) -> str:
@@ -217,7 +217,7 @@ def _signature(text: str) -> bytes:
     return data
 
 
-def _brief(error: ValidationError) -> str:
+def brief(error: ValidationError) -> str:
     """Give the first few findings, each on a line: pydantic's own text is longer than a reader at night wants."""
     found = [f"{'.'.join(str(part) for part in e['loc']) or '(whole)'}: {e['msg']}" for e in error.errors()[:5]]
     return "\n".join(found)

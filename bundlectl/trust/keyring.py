@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
 
 from bundlectl.model.attestation import KEYRING_PAYLOAD_TYPE, Envelope
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import UsageError, VerificationFailed
-from bundlectl.model.keyring import App, Keyring, KeyringEntry, KeyState, PublicKey, Role, Signers
+from bundlectl.model.keyring import App, Keyring, KeyringEntry, KeyState, Role, Signers
 from bundlectl.trust.envelope import open_document, parse_envelope, payload_of, seal, signed_by
 from bundlectl.trust.keys import check_public_key, key_id
 from bundlectl.trust.signers import Signer
@@ -286,62 +285,6 @@ def seal_keyring(document: Keyring, signers: Sequence[Signer]) -> Envelope:
 def keyring_digest(document: Keyring) -> str:
     """Give the digest of the payload that :func:`seal_keyring` signs."""
     return digest(canonical(document.form()))
-
-
-@dataclass(frozen=True)
-class Member:
-    """A principal of a new keyring: its id, who is behind it, its one role, its public key."""
-
-    principal: str
-    owner: str
-    role: Role | Literal["root", "owner"]
-    key: PublicKey
-
-
-def member(principal: str, owner: str, role: Role | Literal["root", "owner"], signer: Signer) -> Member:
-    """Make a member from the signer that holds its key."""
-    key = PublicKey.model_validate({"scheme": signer.scheme, "public": signer.public_pem})
-    return Member(principal, owner, role, key)
-
-
-def new_keyring(
-    app: str,
-    members: Sequence[Member],
-    *,
-    environments: Sequence[str] = ("*",),
-    root_threshold: int = 1,
-    owner_threshold: int = 1,
-    expires: datetime | None = None,
-) -> Keyring:
-    """Make version 1 for one app: every member in its role, for this app, in the environments.
-
-    Raises:
-        UsageError: there is no root or no owner among the members, too few for a threshold, or an id twice.
-        VerificationFailed: a member's key is unusable, or two members share one.
-    """
-    by_role: dict[str, list[str]] = {}
-    for one in members:
-        by_role.setdefault(one.role, []).append(one.principal)
-    for role, threshold in (("root", root_threshold), ("owner", owner_threshold)):
-        if threshold < 1 or len(set(by_role.get(role, []))) < threshold:
-            raise UsageError(f"A keyring needs at least {max(threshold, 1)} of the role {role}.")
-    if len({one.principal for one in members}) != len(members):
-        raise UsageError("Two members of the new keyring have the same id.", fix="One id for each key.")
-    document = Keyring.model_validate(
-        {
-            "version": 1,
-            "expires": expires,
-            "root": {"principals": by_role.pop("root"), "threshold": root_threshold},
-            "apps": {app: {"owners": {"principals": by_role.pop("owner"), "threshold": owner_threshold}}},
-            "principals": {one.principal: KeyringEntry(owner=one.owner, key=one.key) for one in members},
-            "grants": [
-                {"role": role, "principals": named, "apps": [app], "environments": list(environments)}
-                for role, named in sorted(by_role.items())
-            ],
-        }
-    )
-    check_keyring(document)
-    return document
 
 
 def _read(data: bytes) -> tuple[Keyring, str, Envelope]:

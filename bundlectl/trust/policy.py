@@ -1,4 +1,4 @@
-"""The policy as it was verified: the app owners' gates, and the gates that a new app starts with. DESIGN section 5."""
+"""The policy as it was verified: the app owners' gates (DESIGN section 5), and those that a new app starts with."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def open_policy(
     if len(signed) < named.owners.threshold:
         raise VerificationFailed(
             f"{what} is not signed by enough of the app's owners.",
-            why=f"{len(signed)} of {named.owners.threshold} needed signed it: {', '.join(sorted(signed)) or 'nobody'}.",
+            why=f"{len(signed)} of {named.owners.threshold} needed signed: {', '.join(sorted(signed)) or 'nobody'}.",
             fix=f"Collect signatures of {', '.join(sorted(set(keyring.owners(app)) - signed)) or 'active owners'}.",
         )
     if document.version < named.policy:
