@@ -1,1 +1,1 @@
-"""The thin resolver: trusted rules, polling, last good."""
+"""From a registry that anyone may have touched to a bundle that may serve: rules, polling, the last good on disk."""

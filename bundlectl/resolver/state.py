@@ -1,0 +1,40 @@
+"""What was believed last; every next head is measured against it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from bundlectl.model.canonical import canonical, parse_json
+from bundlectl.model.errors import VerificationFailed
+from bundlectl.model.types import Digest, Strict, Time
+
+
+class TrustedState(Strict):
+    """What was believed last. It only ever grows, also over a restart: see ``lastgood.py``."""
+
+    registry: Digest
+    keyring: Annotated[int, Field(ge=1)]
+    keyring_digest: Digest
+    policy: Annotated[int, Field(ge=1)]
+    epoch: Annotated[int, Field(ge=1)]
+    serial: Annotated[int, Field(ge=1)]
+    head: Digest
+    time: Time
+
+    def to_bytes(self) -> bytes:
+        """Give canonical JSON."""
+        return canonical(self.form())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> TrustedState:
+        """Read it back.
+
+        Raises:
+            VerificationFailed: it has another form.
+        """
+        try:
+            return cls.model_validate(parse_json(data, what="the trusted state"))
+        except ValidationError as error:
+            raise VerificationFailed("The trusted state does not have its form.", why=str(error)) from error
