@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,7 +101,7 @@ class Context:
     def workspace(self) -> Path:
         """The folder of keys, pin, caches and receipts: beside a folder registry, else ``.bundlectl`` here."""
         folder = self.registry_folder
-        return Path(os.path.abspath(folder)).parent if folder is not None else Path(".bundlectl").absolute()
+        return folder.absolute().parent if folder is not None else Path(".bundlectl").absolute()
 
     @cached_property
     def registry(self) -> Registry:

@@ -1,0 +1,103 @@
+"""bind: change what an environment differs in, as a release of the same bundle. The switch for an outage at night."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundlectl.actions.context import Context
+from bundlectl.actions.releasing import Released, commit_release, lineage, next_release, require_live, stand
+from bundlectl.insight.diff import Setting, diff_settings
+from bundlectl.model.bindings import Bindings
+from bundlectl.model.errors import GateNotPassed, UsageError
+from bundlectl.model.reference import parse_environment
+from bundlectl.model.types import Strict
+
+
+class Bound(Strict):
+    """What bind returns: the release, and each binding that changed."""
+
+    released: Released
+    changes: list[Setting]
+
+
+def bind(
+    ctx: Context,
+    reference: str,
+    *,
+    reason: str,
+    file: Path | None = None,
+    disable: Sequence[str] = (),
+    enable: Sequence[str] = (),
+    confirmed: str | None = None,
+) -> Bound:
+    """Release the live bundle anew with other bindings.
+
+    Args:
+        ctx: the context.
+        reference: ``APP:ENV``.
+        reason: why; part of the release for ever.
+        file: a whole bindings file to use from now on.
+        disable: models that are to be skipped.
+        enable: models that are no longer to be skipped.
+        confirmed: the environment's name, where its gate asks to confirm.
+
+    Raises:
+        UsageError: nothing would change, or a model is not one of the bundle's.
+        NotFound: nothing is live.
+    """
+    ref = parse_environment(reference)
+    standing = stand(ctx, ref.app, ref.environment)
+    _, live = require_live(standing)
+    if standing.gate.confirm and confirmed != ref.environment:
+        raise GateNotPassed(
+            f"{ref.app}:{ref.environment} asks to be confirmed; nothing was changed.",
+            fix=f"Add --confirm {ref.environment}",
+        )
+    before = live.release.bindings
+    after = before
+    if file is not None:
+        from bundlectl.bundling.documents import load_document
+
+        after = load_document(file, Bindings)
+    after = _switched(ctx, ref.app, live.release.bundle, after, disable, enable)
+    changes = diff_settings("bindings", before.form(), after.form())
+    if not changes:
+        raise UsageError(f"{reference} already has these bindings; nothing was changed.")
+    release = next_release(
+        ctx,
+        standing,
+        "promoter",
+        action="rebind",
+        bundle=live.release.bundle,
+        bindings=after,
+        reason=reason,
+        since=live.release.since,
+        rollback_target=live.release.rollback_target,
+    )
+    released = commit_release(
+        ctx,
+        standing,
+        "promoter",
+        release,
+        origins=lineage(live),
+        evidence=live.head.evidence,
+        policies=[standing.policy.envelope, *live.head.policies],
+    )
+    return Bound(released=released, changes=changes)
+
+
+def _switched(
+    ctx: Context, app: str, bundle: str, bindings: Bindings, disable: Sequence[str], enable: Sequence[str]
+) -> Bindings:
+    """Switch models off and on, by their logical names."""
+    if not disable and not enable:
+        return bindings
+    known = ctx.registry.get_bundle(app, bundle).components.models
+    for name in (*disable, *enable):
+        if name not in known:
+            raise UsageError(
+                f"The live bundle has no model {name!r}.", fix=f"Its models are {', '.join(sorted(known))}."
+            )
+    disabled = (set(bindings.disabled_models) | set(disable)) - set(enable)
+    return bindings.model_copy(update={"disabled_models": sorted(disabled)})

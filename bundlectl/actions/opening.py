@@ -1,0 +1,188 @@
+"""How every action comes to trust a registry: the pin, the keyring it names and its successors, the app's policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bundlectl.actions.context import Context
+from bundlectl.model.bundle import Bundle
+from bundlectl.model.canonical import digest
+from bundlectl.model.errors import NotFound, UsageError, VerificationFailed
+from bundlectl.model.reference import (
+    BundleReference,
+    EnvironmentReference,
+    Reference,
+    SourceReference,
+    parse_reference,
+)
+from bundlectl.registry.head import parse_head, place
+from bundlectl.registry.registry import Registry, check_app
+from bundlectl.registry.releases import Entry, Releases
+from bundlectl.trust.envelope import parse_envelope, payload_of
+from bundlectl.trust.keyring import VerifiedKeyring, next_keyring, open_keyring
+from bundlectl.trust.policy import VerifiedPolicy, open_policy
+
+PIN_FILE = "pin"
+
+
+def pin_file(ctx: Context) -> Path:
+    """Give where the workspace keeps the pin: beside the registry's folder, never in it."""
+    return ctx.workspace / PIN_FILE
+
+
+def read_pin(ctx: Context) -> str:
+    """Give the digest of the keyring version that this machine starts its trust from.
+
+    Raises:
+        UsageError: there is no pin, and first use was not allowed to make one.
+    """
+    named = ctx.environ.get("BUNDLECTL_PIN")
+    if named:
+        return named.strip()
+    file = pin_file(ctx)
+    if file.is_file():
+        return file.read_text(encoding="utf-8").strip()
+    if ctx.trust_first_use and ctx.registry_folder is not None:
+        data = ctx.registry.keyring_bytes(1)
+        if data is None:
+            raise NotFound(f"The registry {ctx.registry_url} has no keyring.", fix="Make one: bundlectl keyring init")
+        pin = digest(payload_of(parse_envelope(data, "keyring 1")))
+        file.write_text(pin + "\n", encoding="utf-8")
+        ctx.reporter.warn(f"trusting keyring 1 of {ctx.registry_url} on first use: {pin}")
+        return pin
+    raise UsageError(
+        "There is no pin, so nothing tells whether this registry is the one you mean.",
+        why=f"Neither BUNDLECTL_PIN nor {file} holds the digest of a keyring.",
+        fix="Get the pin from whoever keeps the keyring; for a folder of your own, add --trust-first-use once.",
+    )
+
+
+def open_trust(ctx: Context) -> VerifiedKeyring:
+    """Open the pinned keyring and every later version, each on the word of the one before.
+
+    Raises:
+        VerificationFailed: a version is missing, breaks a rule, or was rotated by too few.
+    """
+    pin = read_pin(ctx)
+    trusted: VerifiedKeyring | None = None
+    registry_id: str | None = None
+    before: str | None = None
+    for version, data in _keyrings(ctx.registry):
+        found = digest(payload_of(parse_envelope(data, f"keyring {version}")))
+        registry_id = registry_id or found
+        if trusted is not None:
+            trusted = next_keyring(trusted, data)
+        elif found == pin:
+            trusted = open_keyring(data, pin, registry=registry_id)
+            if trusted.document.previous != before:
+                raise VerificationFailed(
+                    f"Keyring {version} does not follow the keyring {version - 1} that is stored."
+                )
+        before = found
+    if trusted is None:
+        raise VerificationFailed(
+            f"No keyring of {ctx.registry_url} is the pinned one.",
+            why=f"The pin is {pin}.",
+            fix="If you meant another registry, name the right one; if not, someone replaced its keyring.",
+        )
+    return trusted
+
+
+def _keyrings(registry: Registry) -> Iterator[tuple[int, bytes]]:
+    version = 1
+    while (data := registry.keyring_bytes(version)) is not None:
+        yield version, data
+        version += 1
+
+
+def registry_id(keyring: VerifiedKeyring) -> str:
+    """Give the registry's id: the digest of keyring 1."""
+    if keyring.registry is None:
+        raise VerificationFailed("The registry's id is not known: its first keyring was not read.")
+    return keyring.registry
+
+
+def open_current_policy(ctx: Context, keyring: VerifiedKeyring, app: str) -> VerifiedPolicy:
+    """Open the newest policy of an app.
+
+    Raises:
+        NotFound: the app has none, or root does not know the app.
+    """
+    floor = keyring.app(app).policy
+    found = ctx.registry.latest_policy(app, floor - 1)
+    if not found:
+        raise NotFound(
+            f"{app} has no policy in {ctx.registry_url}.",
+            fix="Its owners write one: bundlectl init does for a new app.",
+        )
+    return open_policy(parse_envelope(found[-1], f"policy of {app}"), keyring, app)
+
+
+def releases_of(ctx: Context) -> Releases:
+    """Give the registry's releases."""
+    return Releases(ctx.registry.store)
+
+
+def resolve_bundle(ctx: Context, reference: str | Reference) -> tuple[str, str]:
+    """Give (app, bundle digest) of a reference to something stored.
+
+    Raises:
+        NotFound: nothing is stored under it.
+        UsageError: it is a source path whose bundle was not built into this registry.
+    """
+    ref = parse_reference(reference) if isinstance(reference, str) else reference
+    if isinstance(ref, BundleReference):
+        return ref.app, ctx.registry.find(ref.app, ref.hex_prefix)
+    if isinstance(ref, EnvironmentReference):
+        return ref.app, live_or_former(ctx, ref).release.bundle
+    bundle = _built(ref)
+    app = bundle.components.application.app
+    if not ctx.registry.has_bundle(app, bundle.digest):
+        raise UsageError(
+            f"{ref.path} builds to {app}@{bundle.digest}, which is not in the registry.",
+            fix=f"Build it first: bundlectl build {ref.path}",
+        )
+    return app, bundle.digest
+
+
+def live_or_former(ctx: Context, ref: EnvironmentReference) -> Entry:
+    """Give the release an environment reference names, as stored.
+
+    Raises:
+        NotFound: nothing is live there, or the serial never was.
+    """
+    releases = releases_of(ctx)
+    if ref.serial is not None:
+        return releases.release_at(ref.app, ref.environment, ref.serial)
+    state = releases.read_head(ref.app, ref.environment)
+    if state is None:
+        raise NotFound(
+            f"Nothing is live in {ref}.",
+            fix=f"bundlectl promote {ref.app}@sha256:… --to {ref.environment} --reason TEXT",
+        )
+    release = parse_head(state.data, f"the head of {ref}")[1]
+    return Entry(place(release), state.data, state.digest, release, live=True)
+
+
+def load_bundle(ctx: Context, reference: str | Reference) -> tuple[str, Bundle]:
+    """Read a bundle by any reference; a source path is built in memory and needs no registry.
+
+    Raises:
+        VerificationFailed: stored bytes are not what their digests say.
+    """
+    ref = parse_reference(reference) if isinstance(reference, str) else reference
+    if isinstance(ref, SourceReference):
+        bundle = _built(ref)
+        return bundle.components.application.app, bundle
+    app, found = resolve_bundle(ctx, ref)
+    bundle = ctx.registry.get_bundle(app, found)
+    check_app(bundle, app)
+    return app, bundle
+
+
+def _built(ref: SourceReference) -> Bundle:
+    from bundlectl.bundling.build import build
+    from bundlectl.bundling.source import read_source
+
+    return build(read_source(ref.path))

@@ -1,0 +1,317 @@
+"""promote: make a bundle live in an environment, if its gate passes; or show what the gate says (plan)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from bundlectl.actions.context import Context
+from bundlectl.actions.opening import releases_of, resolve_bundle
+from bundlectl.actions.releasing import Released, Standing, commit_release, current, next_release, stand
+from bundlectl.bundling.lint import lint
+from bundlectl.model.bindings import Bindings
+from bundlectl.model.bundle import Bundle
+from bundlectl.model.canonical import canonical, digest
+from bundlectl.model.errors import Conflict, GateNotPassed, NotFound, UsageError
+from bundlectl.model.reference import SourceReference, parse_reference
+from bundlectl.model.release import RollbackTarget
+from bundlectl.model.types import Strict
+from bundlectl.model.verdict import Verdict
+from bundlectl.registry.registry import check_app
+from bundlectl.trust import gate as gates
+from bundlectl.trust.evidence import Attested, gather_evidence
+from bundlectl.trust.gate import Check, Situation, judge, verdict_of
+
+
+class PlannedCheck(Strict):
+    """One check of the gate. A ``warning`` is told and decides nothing."""
+
+    name: str
+    verdict: Verdict
+    why: str
+    fix: str = ""
+    warning: bool = False
+
+
+class Plan(Strict):
+    """What promoting would do, and what the gate says to it.
+
+    ``standing`` is the digest of everything the plan rests on: a saved plan whose standing differs is stale.
+    """
+
+    apiVersion: Literal["bundlectl/v1"] = "bundlectl/v1"
+    kind: Literal["Plan"] = "Plan"
+    app: str
+    environment: str
+    bundle: str
+    replaces: str | None
+    serial: int
+    bindings: str
+    bindings_from: str
+    checks: list[PlannedCheck]
+    verdict: Verdict
+    standing: str
+
+
+class Promoted(Strict):
+    """What promote returns: the plan, and the release unless it was only planned."""
+
+    plan: Plan
+    released: Released | None
+
+
+def promote(
+    ctx: Context,
+    reference: str,
+    *,
+    environment: str,
+    reason: str,
+    bindings_file: Path | None = None,
+    confirmed: str | None = None,
+    plan_only: bool = False,
+    expected_plan: Plan | None = None,
+) -> Promoted:
+    """Make a bundle live, or say what stands in its way.
+
+    Args:
+        ctx: the context.
+        reference: a stored bundle, another environment's live bundle, or the source it was built from.
+        environment: where it is to be live.
+        reason: why; part of the release for ever.
+        bindings_file: this environment's bindings. Without it: those beside a source path, else those that are live.
+        confirmed: the environment's name, where its gate asks to confirm.
+        plan_only: judge, and change nothing.
+        expected_plan: a saved plan that must still hold.
+
+    Raises:
+        GateNotPassed: a check fails, errs or is inconclusive; nothing was changed.
+        Conflict: someone else promoted first, or the saved plan is stale.
+        VerificationFailed: stored bytes or signatures are not what they must be.
+    """
+    app, bundle_digest = resolve_bundle(ctx, reference)
+    standing = stand(ctx, app, environment)
+    bundle = ctx.registry.get_bundle(app, bundle_digest)
+    check_app(bundle, app)
+    bindings, bindings_from = _bindings(reference, environment, bindings_file, standing)
+    evidence = _evidence(ctx, standing, bundle.digest)
+    target = _rollback_target(ctx, standing, bundle)
+    situation = _situation(ctx, standing, bundle, evidence, target, confirmed)
+    checks = judge(situation)
+    plan = _plan(standing, bundle, bindings, bindings_from, checks)
+    if expected_plan is not None:
+        _check_fresh(plan, expected_plan)
+    if plan_only:
+        return Promoted(plan=plan, released=None)
+    if plan.verdict != "pass":
+        raise _not_passed(plan)
+    release = next_release(
+        ctx,
+        standing,
+        "promoter",
+        action="promotion",
+        bundle=bundle.digest,
+        bindings=bindings,
+        reason=reason,
+        since=_since(standing, bundle.digest),
+        rollback_target=target,
+    )
+    released = commit_release(
+        ctx,
+        standing,
+        "promoter",
+        release,
+        origins=[],
+        evidence=[found.envelope for found in evidence],
+        policies=[standing.policy.envelope],
+    )
+    return Promoted(plan=plan, released=released)
+
+
+def _bindings(reference: str, environment: str, file: Path | None, standing: Standing) -> tuple[Bindings, str]:
+    """Choose the bindings: the named file, the source's own, what is live, or none."""
+    if file is not None:
+        from bundlectl.bundling.documents import load_document
+
+        return load_document(file, Bindings), str(file)
+    ref = parse_reference(reference)
+    if isinstance(ref, SourceReference):
+        from bundlectl.bundling.source import read_source
+
+        found = read_source(ref.path).bindings.get(environment)
+        if found is not None:
+            return found, f"environments/{environment}.yaml of the source"
+    if standing.live is not None:
+        return standing.live.release.bindings, "the live release"
+    return Bindings(), "none"
+
+
+def _evidence(ctx: Context, standing: Standing, bundle: str) -> list[Attested]:
+    """Read what is attested about the bundle; set aside, and say so, what does not count here."""
+    envelopes = [envelope for _, _, envelope in ctx.registry.attestations(standing.app, bundle)]
+    counted, refused = gather_evidence(envelopes, bundle, standing.app, standing.environment, standing.keyring)
+    for item in refused:
+        ctx.reporter.say(f"set aside: {item.why}")
+    return counted
+
+
+def _rollback_target(ctx: Context, standing: Standing, bundle: Bundle) -> RollbackTarget | None:
+    """Find the promotion that a rollback of this release would return to."""
+    live = standing.live
+    named = bundle.components.application.rollback.target
+    if live is None:
+        return None
+    if named == "previous" or named == live.release.bundle:
+        if live.release.bundle == bundle.digest:
+            return live.release.rollback_target
+        return RollbackTarget(bundle=live.release.bundle, epoch=live.promotion.epoch, serial=live.promotion.serial)
+    for entry in releases_of(ctx).history(standing.app, standing.environment):
+        if entry.release.bundle == named and entry.release.action == "promotion":
+            return RollbackTarget(bundle=named, epoch=entry.release.epoch, serial=entry.release.serial)
+    raise NotFound(
+        f"The bundle names {named} as its rollback target, which was never live in "
+        f"{standing.app}:{standing.environment}.",
+        fix="Name a bundle that was, or write rollback: {target: previous}.",
+    )
+
+
+def _situation(
+    ctx: Context,
+    standing: Standing,
+    bundle: Bundle,
+    evidence: Sequence[Attested],
+    target: RollbackTarget | None,
+    confirmed: str | None,
+) -> Situation:
+    """Gather what the gate looks at."""
+    return Situation(
+        app=standing.app,
+        environment=standing.environment,
+        bundle=bundle.digest,
+        gate=standing.gate,
+        keyring=standing.keyring,
+        attested=tuple(evidence),
+        now=standing.now,
+        bytes_present=True,
+        snapshots=pinned_snapshots(bundle),
+        lint=tuple((finding.rule, finding.message) for finding in lint(bundle.components)),
+        live=_live_elsewhere(ctx, standing),
+        rollback_target=gates.RollbackTarget(
+            bundle=target.bundle if target else None,
+            present=ctx.registry.has_bundle(standing.app, target.bundle) if target else None,
+        ),
+        confirmed=confirmed,
+    )
+
+
+def _live_elsewhere(ctx: Context, standing: Standing) -> dict[str, tuple[str, datetime]]:
+    """Give what is live, and since when, in the environment that the gate asks to have soaked in."""
+    soak = standing.gate.soak
+    if soak is None:
+        return {}
+    head = releases_of(ctx).read_head(standing.app, soak.environment)
+    if head is None:
+        return {}
+    found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
+    return {soak.environment: (found.release.bundle, found.release.since)}
+
+
+def _since(standing: Standing, bundle: str) -> datetime:
+    if standing.live is not None and standing.live.release.bundle == bundle:
+        return standing.live.release.since
+    return standing.now
+
+
+def _plan(
+    standing: Standing, bundle: Bundle, bindings: Bindings, bindings_from: str, checks: Sequence[Check]
+) -> Plan:
+    planned = planned_checks(checks)
+    live = standing.live.release if standing.live else None
+    basis = {
+        "head": standing.present.digest if standing.present else None,
+        "bundle": bundle.digest,
+        "bindings": digest(canonical(bindings.form())),
+        "keyring": standing.keyring.digest,
+        "policy": standing.policy.digest,
+        "checks": [[c.name, c.verdict] for c in planned],
+    }
+    return Plan(
+        app=standing.app,
+        environment=standing.environment,
+        bundle=bundle.digest,
+        replaces=live.bundle if live else None,
+        serial=live.serial + 1 if live else 1,
+        bindings=digest(canonical(bindings.form())),
+        bindings_from=bindings_from,
+        checks=planned,
+        verdict=verdict_of(checks),
+        standing=digest(canonical(basis)),
+    )
+
+
+def planned_checks(checks: Sequence[Check]) -> list[PlannedCheck]:
+    """Give checks in the form that plans and results hold."""
+    return [PlannedCheck(name=c.name, verdict=c.verdict, why=c.why, fix=c.fix, warning=c.warning) for c in checks]
+
+
+def pinned_snapshots(bundle: Bundle) -> dict[str, str]:
+    """Give the snapshots that a bundle pins, by index."""
+    return {r.index: r.snapshot for r in bundle.components.retrieval.values() if r.snapshot != "following"}
+
+
+def _check_fresh(plan: Plan, expected: Plan) -> None:
+    if plan.standing != expected.standing:
+        raise Conflict(
+            "The saved plan is stale: what it rested on has changed.",
+            why=_what_moved(plan, expected),
+            fix="Plan again, read it, and promote with the new plan.",
+        )
+
+
+def _what_moved(plan: Plan, expected: Plan) -> str:
+    moved = [
+        f"{name} {old} -> {new}"
+        for name, old, new in (
+            ("bundle", expected.bundle, plan.bundle),
+            ("live bundle", expected.replaces, plan.replaces),
+            ("serial", expected.serial, plan.serial),
+            ("bindings", expected.bindings, plan.bindings),
+        )
+        if old != new
+    ]
+    before = {c.name: c.verdict for c in expected.checks}
+    moved += [
+        f"{c.name}: {before.get(c.name, 'absent')} -> {c.verdict}"
+        for c in plan.checks
+        if before.get(c.name) != c.verdict
+    ]
+    return "; ".join(moved) or "The keyring, the policy or the head has other bytes."
+
+
+def _not_passed(plan: Plan) -> GateNotPassed:
+    stopped = [c for c in plan.checks if c.verdict != "pass" and not c.warning]
+    lines = "\n".join(f"  {c.verdict}: {c.name}: {c.why}" for c in stopped)
+    fixes = "; ".join(dict.fromkeys(c.fix for c in stopped if c.fix))
+    return GateNotPassed(
+        f"The gate of {plan.app}:{plan.environment} says {plan.verdict}; nothing was changed.",
+        why="\n" + lines,
+        fix=fixes,
+        details={"plan": plan.form()},
+    )
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a saved plan.
+
+    Raises:
+        UsageError: it cannot be read or is no plan.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UsageError(
+            f"{path} is not a saved plan.", why=str(error), fix="Save one with promote --plan --plan-file F."
+        ) from error

@@ -1,0 +1,241 @@
+"""What promote, rollback, renew and bind share: where the environment stands, and how its next release is committed.
+
+The order is the same for all four. Read where things stand, and verify it. Decide. Make the release, sign it, and
+run the resolver's own rules on the exact bytes. Then commit: one swap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from bundlectl.actions.context import Context
+from bundlectl.actions.opening import open_current_policy, open_trust, registry_id, releases_of
+from bundlectl.model.attestation import PAYLOAD_TYPE as STATEMENT_PAYLOAD_TYPE
+from bundlectl.model.attestation import RELEASE, Envelope
+from bundlectl.model.bindings import Bindings
+from bundlectl.model.canonical import canonical
+from bundlectl.model.errors import NotFound
+from bundlectl.model.keyring import Gate, Role
+from bundlectl.model.reference import EnvironmentReference
+from bundlectl.model.release import Action, Head, Release, RollbackTarget
+from bundlectl.model.types import Strict, format_time, seconds
+from bundlectl.registry.releases import HeadState
+from bundlectl.resolver.chain import verify_former
+from bundlectl.resolver.trusted import VerifiedRelease, verify_head
+from bundlectl.trust.envelope import make_statement, seal
+from bundlectl.trust.keyring import VerifiedKeyring
+from bundlectl.trust.policy import VerifiedPolicy
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an environment stands, verified."""
+
+    app: str
+    environment: str
+    keyring: VerifiedKeyring
+    policy: VerifiedPolicy
+    gate: Gate
+    present: HeadState | None
+    live: VerifiedRelease | None
+    now: datetime
+
+
+class Released(Strict):
+    """What a release verb returns."""
+
+    app: str
+    environment: str
+    epoch: int
+    serial: int
+    action: str
+    bundle: str
+    release: str
+    previous_bundle: str | None
+    reason: str
+    actor: str
+    time: str
+    expires: str | None
+    warnings: list[str] = []
+
+
+def stand(ctx: Context, app: str, environment: str) -> Standing:
+    """Read and verify where an environment stands.
+
+    Raises:
+        NotFound: the app's policy does not name the environment.
+        VerificationFailed: the live head does not verify.
+    """
+    keyring = open_trust(ctx)
+    policy = open_current_policy(ctx, keyring, app)
+    gate = policy.gate(environment)
+    present = releases_of(ctx).read_head(app, environment)
+    now = ctx.clock()
+    live = former(present.data, app, environment, keyring) if present else None
+    for alarm in live.alarms if live else ():
+        ctx.reporter.warn(alarm)
+    return Standing(app, environment, keyring, policy, gate, present, live, now)
+
+
+def former(data: bytes, app: str, environment: str, keyring: VerifiedKeyring) -> VerifiedRelease:
+    """Verify a head that is to be succeeded or returned to.
+
+    It must have been right when it was made. That its epoch is over, its key compromised, its bundle blocked
+    or its time up since then is why it is succeeded, and is told as an alarm.
+    """
+    return verify_former(data, app=app, environment=environment, registry_id=registry_id(keyring), keyring=keyring)
+
+
+def current(data: bytes, app: str, environment: str, keyring: VerifiedKeyring, now: datetime) -> VerifiedRelease:
+    """Run the resolver's rules on a head; past its expiry is told, not refused."""
+    return verify_head(
+        data,
+        app=app,
+        environment=environment,
+        registry_id=registry_id(keyring),
+        keyring=keyring,
+        state=None,
+        now=now,
+        serving=False,
+    )
+
+
+def require_live(standing: Standing) -> tuple[HeadState, VerifiedRelease]:
+    """Give what is live.
+
+    Raises:
+        NotFound: nothing is.
+    """
+    if standing.present is None or standing.live is None:
+        ref = EnvironmentReference(standing.app, standing.environment)
+        raise NotFound(
+            f"Nothing is live in {ref}.",
+            fix=f"bundlectl promote {standing.app}@sha256:… --to {standing.environment} --reason TEXT",
+        )
+    return standing.present, standing.live
+
+
+def expiry(gate: Gate, now: datetime) -> datetime | None:
+    """Give when a release made now expires by its gate."""
+    if gate.expires_after is None:
+        return None
+    return now + timedelta(seconds=seconds(gate.expires_after))
+
+
+def next_release(
+    ctx: Context,
+    standing: Standing,
+    role: Role,
+    *,
+    action: Action,
+    bundle: str,
+    bindings: Bindings,
+    reason: str,
+    since: datetime,
+    rollback_target: RollbackTarget | None,
+) -> Release:
+    """Write the release that would follow the present one."""
+    live = standing.live.release if standing.live else None
+    epoch = standing.keyring.epoch(standing.app, standing.environment)
+    same_epoch = live is not None and live.epoch == epoch
+    signer = ctx.signer(role)
+    actor = standing.keyring.signing_principal(signer, role, standing.app, standing.environment)
+    return Release(
+        registry=registry_id(standing.keyring),
+        app=standing.app,
+        environment=standing.environment,
+        epoch=epoch,
+        serial=live.serial + 1 if live is not None and same_epoch else 1,
+        previous=standing.present.digest if standing.present else None,
+        action=action,
+        bundle=bundle,
+        bindings=bindings,
+        rollback_target=rollback_target,
+        reason=reason,
+        actor=actor,
+        since=since,
+        time=standing.now,
+        expires=expiry(standing.gate, standing.now),
+        keyring=standing.keyring.version,
+        policy=standing.policy.version,
+    )
+
+
+def commit_release(
+    ctx: Context,
+    standing: Standing,
+    role: Role,
+    release: Release,
+    *,
+    origins: Sequence[Envelope],
+    evidence: Sequence[Envelope],
+    policies: Sequence[Envelope],
+    warnings: Sequence[str] = (),
+) -> Released:
+    """Sign a release, run the resolver's rules on the exact bytes, and swap head.
+
+    Raises:
+        VerificationFailed: the rules refuse it; nothing was stored.
+        Conflict: someone else committed first.
+        BackendUnavailable: nothing was committed, or the outcome is unknown, as it says.
+    """
+    data = head_bytes(ctx, role, release, origins=origins, evidence=evidence, policies=policies)
+    state = standing.live.trusted_state(standing.keyring) if standing.live else None
+    verify_head(
+        data,
+        app=standing.app,
+        environment=standing.environment,
+        registry_id=registry_id(standing.keyring),
+        keyring=standing.keyring,
+        state=state,
+        now=standing.now,
+    )
+    committed = releases_of(ctx).commit(standing.app, standing.environment, standing.present, data)
+    return Released(
+        app=release.app,
+        environment=release.environment,
+        epoch=release.epoch,
+        serial=release.serial,
+        action=release.action,
+        bundle=release.bundle,
+        release=committed.digest,
+        previous_bundle=standing.live.release.bundle if standing.live else None,
+        reason=release.reason,
+        actor=release.actor,
+        time=format_time(release.time),
+        expires=format_time(release.expires) if release.expires else None,
+        warnings=list(warnings),
+    )
+
+
+def head_bytes(
+    ctx: Context,
+    role: Role,
+    release: Release,
+    *,
+    origins: Sequence[Envelope],
+    evidence: Sequence[Envelope],
+    policies: Sequence[Envelope],
+) -> bytes:
+    """Give the bytes of the head that makes a release live."""
+    predicate: dict[str, Any] = release.form()
+    statement = make_statement(release.app, release.bundle, RELEASE, predicate)
+    envelope = seal(statement, STATEMENT_PAYLOAD_TYPE, [ctx.signer(role)])
+    head = Head(release=envelope, origins=list(origins), evidence=list(evidence), policies=distinct(policies))
+    return canonical(head.form())
+
+
+def distinct(envelopes: Sequence[Envelope]) -> list[Envelope]:
+    """Give the envelopes without those that carry a payload that came before."""
+    seen: dict[str, Envelope] = {}
+    for envelope in envelopes:
+        seen.setdefault(envelope.payload, envelope)
+    return list(seen.values())
+
+
+def lineage(live: VerifiedRelease) -> list[Envelope]:
+    """Give the promotion that a rebind of a live release descends from, as head carries it."""
+    return [live.head.origins[-1]] if live.head.origins else [live.head.release]
