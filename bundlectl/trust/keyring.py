@@ -246,7 +246,13 @@ def check_keyring(document: Keyring) -> None:
     seen: dict[str, str] = {}
     for principal, entry in sorted(document.principals.items()):
         if entry.key is not None:
-            check_public_key(entry.key)
+            try:
+                check_public_key(entry.key)
+            except VerificationFailed as error:
+                why = " ".join(part for part in (error.what, error.why) if part)
+                raise VerificationFailed(
+                    f"{what} has an unusable key for {principal!r}.", why=why, fix=error.fix
+                ) from error
         other = seen.setdefault(_material(entry), principal)
         if other != principal:
             raise VerificationFailed(

@@ -24,6 +24,21 @@ SCHEMES = (ED25519, P256)
 AnyPublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 AnyPrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(point)
+    for point in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""Ed25519 points of small order, sign bit cleared: for such a "key" anyone can make signatures, and one signature
+can hold for several of them. OpenSSL takes them (as RFC 8032 lets it)."""
+
 _ONE_OF_TWO = "Keys are ed25519, or ECDSA on the curve P-256."
 
 
@@ -73,12 +88,17 @@ def key_id(public_pem: str) -> str:
 
 
 def check_public_key(key: PublicKey) -> str:
-    """Check that a keyring's public key can be read and is of the scheme it says; give its id.
+    """Check that a keyring's public key can be read, is of the scheme it says and not weak; give its id.
 
     Raises:
         VerificationFailed: it is not.
     """
-    found = scheme_of(load_public_key(key.public))
+    loaded = load_public_key(key.public)
+    found = scheme_of(loaded)
+    if isinstance(loaded, ed25519.Ed25519PublicKey):
+        raw = loaded.public_bytes_raw()
+        if raw[:31] + bytes([raw[31] & 0x7F]) in _SMALL_ORDER:
+            raise VerificationFailed("A public key is of small order: anyone can sign in its name.")
     if found != key.scheme:
         raise VerificationFailed(f"A public key says that its scheme is {key.scheme}, and it is {found}.")
     return key_id(key.public)
