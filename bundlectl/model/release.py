@@ -75,8 +75,8 @@ class Head(Strict):
     """The live release, whole; the one object whose swap commits.
 
     ``origins``: envelopes of the releases this one descends from, nearest first. A promotion has none; a
-    rollback and a rebind carry the promotion of their bundle; a renewal carries what it renews, then that
-    one's origins. ``evidence``: envelopes about the bundle. ``policies``: envelopes of every policy version
+    rollback and a rebind carry the promotion of their bundle; a renewal carries the promoter's release that it
+    prolongs, then that one's origins (a renewal of a renewal carries the same, so that heads do not grow). ``evidence``: envelopes about the bundle. ``policies``: envelopes of every policy version
     that the release and its promotion name.
     """
 
