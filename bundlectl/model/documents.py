@@ -8,7 +8,7 @@ from pydantic import Field
 
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.components import Embedding
-from bundlectl.model.types import Digest, Name, RelativePath, Strict
+from bundlectl.model.types import Digest, Name, Principal, RelativePath, StoreName, Strict, Time
 
 EVERYONE = "*"
 """Tenant or role that stands for all."""
@@ -81,6 +81,19 @@ class Snapshot(Strict):
     chunking: Chunking
     embedding: Embedding
     documents: list[DocumentVersion]
+
+
+class IndexPointer(Strict):
+    """Which snapshot of an index is the newest, and when its source was last checked. The indexer signs it."""
+
+    apiVersion: Literal["bundlectl/v1"] = "bundlectl/v1"
+    kind: Literal["IndexPointer"] = "IndexPointer"
+    app: StoreName
+    index: Name
+    snapshot: Digest
+    documents: Annotated[int, Field(ge=0)]
+    checked: Time
+    actor: Principal
 
 
 class IndexSourceEntry(Strict):
