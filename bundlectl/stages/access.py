@@ -15,7 +15,7 @@ reads a missing attribute would fail open. See DESIGN section 8.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -53,7 +53,7 @@ action "ask" appliesTo {
 class AccessQuestion:
     """The entire request that is decided on; the cache's key, so every field counts.
 
-    ``scopes`` may be given as any iterable of names; order and repetition do not matter.
+    ``scopes`` is turned into a set, so order and repetition do not matter.
     ``resource_tenant`` is whose data is asked for: the request's own tenant unless the caller knows better.
     """
 
@@ -65,16 +65,7 @@ class AccessQuestion:
     resource_tenant: str
 
     def __post_init__(self) -> None:
-        if isinstance(self.scopes, str):
-            raise TypeError("scopes is a collection of names, not one string")
         object.__setattr__(self, "scopes", frozenset(self.scopes))
-
-    @classmethod
-    def of(
-        cls, *, task: str, tenant: str, role: str, scopes: Iterable[str], profile: str, resource_tenant: str
-    ) -> AccessQuestion:
-        """Make a question from scopes in any collection."""
-        return cls(task, tenant, role, frozenset(scopes), profile, resource_tenant)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,14 @@ class CompiledPrompt:
 
         Any other error may be the values' fault (a template may compute with a number), and is left to rendering.
         """
-        passage = {"n": 1, "title": "title", "section": "section", "text": "text", "document": "document", "updated": ""}
+        passage = {
+            "n": 1,
+            "title": "title",
+            "section": "section",
+            "text": "text",
+            "document": "document",
+            "updated": "",
+        }
         context = {
             "input": _frozen(dict.fromkeys(self.inputs, "value")),
             "passages": (_frozen(passage), _frozen(passage)),

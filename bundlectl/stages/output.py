@@ -1,0 +1,155 @@
+"""Is this answer of the form that was promised? JSON Schema 2020-12, compiled once; broken JSON is repaired once.
+
+Patterns in a schema run in linear time, because what they are matched against is written by a model: look-around
+and backreferences are refused. References stay inside the schema. DESIGN section 8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import json_repair
+import jsonschema_rs
+
+from bundlectl.model.components import Output
+from bundlectl.model.errors import Problem
+from bundlectl.stages.errors import SchemaError
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+_MAX_ERRORS = 20
+_MAX_REPAIR = 200_000
+"""Characters above which broken JSON is not repaired: repairing is no linear affair."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputResult:
+    """A checked answer.
+
+    ``value`` is the parsed value (the text itself for format ``text``), ``None`` when invalid. ``errors`` begin with
+    a JSON Pointer into the answer and can be sent back to the model.
+    """
+
+    value: Any
+    outcome: Literal["valid", "repaired", "invalid"]
+    errors: tuple[str, ...] = ()
+
+
+class CompiledOutput:
+    """The form of a task's answer, ready to check. Safe to share between threads."""
+
+    def __init__(self, output: Output, validator: jsonschema_rs.Draft202012Validator | None) -> None:
+        self.format = output.format
+        self.schema = output.schema_
+        self._validator = validator
+
+    @classmethod
+    def compile(cls, output: Output) -> CompiledOutput:
+        """Check the schema itself and compile it.
+
+        Raises:
+            SchemaError: it names another dialect, refers outside itself or in a circle, has a pattern that is not
+                linear, or is no valid schema.
+        """
+        if output.schema_ is None:
+            return cls(output, None)
+        findings = list(_references(output.schema_))
+        if not findings:
+            try:
+                validator = jsonschema_rs.Draft202012Validator(
+                    output.schema_, offline=True, pattern_options=jsonschema_rs.RegexOptions()
+                )
+            except jsonschema_rs.ValidationError as error:
+                findings.append((_pointer(error.instance_path), error.message))
+            else:
+                return cls(output, validator)
+        raise SchemaError(
+            [Problem("schema", 0, f"{pointer or '/'}: {message}") for pointer, message in findings],
+            [pointer for pointer, _ in findings],
+        )
+
+    def check(self, text: str) -> OutputResult:
+        """Parse and validate what a model wrote; format ``text`` takes it as it is. Never raises."""
+        if self._validator is None:
+            return OutputResult(text, "valid")
+        try:
+            value = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            return self._repair(text)
+        errors = self._errors(value)
+        return OutputResult(None, "invalid", errors) if errors else OutputResult(value, "valid")
+
+    def _repair(self, text: str) -> OutputResult:
+        not_json = OutputResult(None, "invalid", (": not JSON, and not near enough to JSON to repair",))
+        if len(text) > _MAX_REPAIR or not any(bracket in text for bracket in "{["):
+            return not_json
+        try:
+            value = json_repair.loads(text)
+        except (ValueError, RecursionError):
+            return not_json
+        if not isinstance(value, dict | list):
+            return not_json
+        errors = self._errors(value)
+        return OutputResult(None, "invalid", errors) if errors else OutputResult(value, "repaired")
+
+    def _errors(self, value: Any) -> tuple[str, ...]:
+        assert self._validator is not None  # noqa: S101 - only called where there is a schema
+        try:
+            if self._validator.is_valid(value):
+                return ()
+            found = []
+            for error in self._validator.iter_errors(value):
+                found.append(f"{_pointer(error.instance_path)}: {error.message}")
+                if len(found) == _MAX_ERRORS:
+                    break
+        except ValueError as error:
+            return (f": cannot be checked: {error}",)
+        return tuple(sorted(found))
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _pointer(path: list[str | int]) -> str:
+    """Write a path as a JSON Pointer, RFC 6901."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _references(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find what would take the schema out of itself: another dialect, remote references, references in a circle."""
+    dialect = schema.get("$schema", DIALECT)
+    if dialect not in (DIALECT, DIALECT + "#"):
+        yield "/$schema", f"dialect {dialect!r} is not supported: write {DIALECT}, or leave $schema out"
+    direct: dict[str, str] = {}
+    for path, node in _nodes(schema, ""):
+        for keyword in ("$ref", "$dynamicRef"):
+            target = node.get(keyword)
+            if isinstance(target, str):
+                if not target.startswith("#"):
+                    yield f"{path}/{keyword}", f"reference {target!r} leaves the schema: copy it into $defs"
+                elif keyword == "$ref":
+                    direct["#" + path] = target
+    for start in direct:
+        seen = {start}
+        at = direct[start]
+        while at in direct and at not in seen:
+            seen.add(at)
+            at = direct[at]
+        if at == start:
+            yield f"{start[1:]}/$ref", "reference in a circle: it never reaches a schema"
+
+
+def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give every object with its pointer. Objects under ``const``, ``enum``, ``default`` and ``examples`` are data."""
+    pending: list[tuple[str, Any]] = [(path, value)]
+    while pending:
+        at, item = pending.pop()
+        if isinstance(item, dict):
+            yield at, item
+            data = ("const", "enum", "default", "examples")
+            pending += [(at + _pointer([key]), child) for key, child in item.items() if key not in data]
+        elif isinstance(item, list):
+            pending += [(f"{at}/{index}", child) for index, child in enumerate(item)]
