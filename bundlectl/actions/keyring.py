@@ -1,0 +1,148 @@
+"""keyring and policy: make the first keyring of a registry, and show who may do what and what each gate asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundlectl.actions.context import Context
+from bundlectl.actions.opening import open_current_policy, open_trust, pin_file
+from bundlectl.model.errors import UsageError
+from bundlectl.model.keyring import EvaluationRequirement, Keyring, Policy
+from bundlectl.model.types import Strict, format_time
+from bundlectl.registry.registry import Registry
+from bundlectl.storage.directory import DirectoryStore
+from bundlectl.trust.envelope import envelope_bytes
+from bundlectl.trust.keyring import keyring_digest, member, new_keyring, seal_keyring
+from bundlectl.trust.policy import new_policy, seal_policy
+from bundlectl.trust.signers import Signer, generate_key, open_signer
+
+DEVELOPMENT_ROLES = ("root", "owner", "builder", "evaluator", "approver", "promoter", "renewer", "indexer", "gc")
+
+
+class ShownPrincipal(Strict):
+    """One principal of the keyring."""
+
+    principal: str
+    owner: str
+    roles: list[str]
+    state: str
+    scheme: str
+
+
+class ShownKeyring(Strict):
+    """The keyring as it is trusted now, and the pin that trust starts from."""
+
+    registry: str
+    version: int
+    digest: str
+    expires: str | None
+    principals: list[ShownPrincipal]
+    document: Keyring
+
+
+class Initialised(Strict):
+    """What was made: the registry's id (which is also the pin), and the keys' folder."""
+
+    registry: str
+    registry_id: str
+    pin_file: str
+    keys: list[str]
+    app: str
+    environments: list[str]
+
+
+def keyring_show(ctx: Context) -> ShownKeyring:
+    """Show the newest keyring that the pin leads to."""
+    keyring = open_trust(ctx)
+    return ShownKeyring(
+        registry=keyring.registry or "",
+        version=keyring.version,
+        digest=keyring.digest,
+        expires=format_time(keyring.document.expires) if keyring.document.expires else None,
+        principals=[
+            ShownPrincipal(
+                principal=name,
+                owner=entry.owner,
+                roles=sorted(keyring.roles_of(name)),
+                state=entry.state,
+                scheme=entry.key.scheme if entry.key else "oidc",
+            )
+            for name, entry in sorted(keyring.document.principals.items())
+        ],
+        document=keyring.document,
+    )
+
+
+def policy_show(ctx: Context, app: str) -> Policy:
+    """Give an app's newest policy, verified.
+
+    Raises:
+        NotFound: the app has none.
+    """
+    return open_current_policy(ctx, open_trust(ctx), app).document
+
+
+def keyring_init(
+    ctx: Context,
+    app: str,
+    *,
+    owner: str = "developer",
+    scheme: str = "ed25519",
+    suites: Sequence[str] | None = None,
+) -> Initialised:
+    """Make a registry in a folder: development keys (one for each role), keyring 1, the app's policy 1, and the pin.
+
+    Args:
+        ctx: the context; its registry must be a folder without a keyring.
+        app: the first app.
+        owner: who is behind every key.
+        scheme: of the keys: ``ed25519`` or ``ecdsa-p256-sha256``.
+        suites: the suites that staging and prod ask for; by default one, named as the app.
+
+    Raises:
+        UsageError: there already is a keyring or a key; nothing was replaced.
+    """
+    folder = ctx.registry_folder
+    if folder is None:
+        raise UsageError("A keyring is only made in a registry that is a folder, in this version.")
+    keys = ctx.workspace / "keys"
+    _refuse_existing(folder, keys, pin_file(ctx))
+    folder.mkdir(parents=True, exist_ok=True)
+    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+    signers = {role: _key(keys / f"{role}.pem", scheme) for role in DEVELOPMENT_ROLES}
+    members = [member(f"{owner}-{role}", owner, role, signers[role]) for role in DEVELOPMENT_ROLES]  # type: ignore[arg-type]
+    document = new_keyring(app, members)
+    registry = Registry(DirectoryStore(folder))
+    registry.put_keyring(1, envelope_bytes(seal_keyring(document, [signers["root"]])))
+    wanted = [app] if suites is None else list(suites)
+    policy = new_policy(app, [EvaluationRequirement(suite=suite) for suite in wanted])
+    registry.put_policy(app, 1, envelope_bytes(seal_policy(policy, [signers["owner"]])))
+    pin = keyring_digest(document)
+    pin_file(ctx).write_text(pin + "\n", encoding="utf-8")
+    return Initialised(
+        registry=str(folder),
+        registry_id=pin,
+        pin_file=str(pin_file(ctx)),
+        keys=[str(keys / f"{role}.pem") for role in DEVELOPMENT_ROLES],
+        app=app,
+        environments=sorted(policy.environments),
+    )
+
+
+def _refuse_existing(folder: Path, keys: Path, pin: Path) -> None:
+    """Refuse to touch a registry that has a keyring; half-made keys of a run that was killed are used again."""
+    if (folder / "keyring").is_dir() and any((folder / "keyring").iterdir()):
+        raise UsageError(
+            f"{folder} already has a keyring; nothing was changed.", fix="See it: bundlectl keyring show"
+        )
+    if pin.exists():
+        raise UsageError(
+            f"{pin} already pins a keyring, and {folder} has none; nothing was changed.",
+            why="Either the registry is elsewhere, or it was lost.",
+            fix=f"Name the registry with --registry; or remove {pin} to begin anew.",
+        )
+
+
+def _key(path: Path, scheme: str) -> Signer:
+    return open_signer(f"file:{path}") if path.exists() else generate_key(path, scheme)

@@ -1,0 +1,171 @@
+"""status and history: what is live, verified, and how it came to be."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from bundlectl.actions.context import Context
+from bundlectl.actions.opening import open_current_policy, open_trust, releases_of
+from bundlectl.actions.releasing import current, former
+from bundlectl.model.errors import BundlectlError, NotFound, VerificationFailed
+from bundlectl.model.reference import parse_environment
+from bundlectl.model.types import Strict, format_time
+from bundlectl.registry.releases import Entry
+from bundlectl.resolver.chain import verify_link
+from bundlectl.resolver.trusted import VerifiedRelease
+from bundlectl.trust.keyring import VerifiedKeyring
+
+
+class EnvironmentStatus(Strict):
+    """One environment: what is live, or why it does not verify. ``state``: live, empty or refused."""
+
+    app: str
+    environment: str
+    state: str
+    bundle: str | None = None
+    epoch: int | None = None
+    serial: int | None = None
+    action: str | None = None
+    since: str | None = None
+    time: str | None = None
+    expires: str | None = None
+    actor: str | None = None
+    reason: str | None = None
+    disabled_models: list[str] = []
+    rollback_target: str | None = None
+    alarms: list[str] = []
+    problem: str | None = None
+
+
+class Status(Strict):
+    """Every environment that the policies name."""
+
+    registry: str
+    keyring: int
+    environments: list[EnvironmentStatus]
+
+
+def status(ctx: Context, app: str | None = None) -> Status:
+    """Say what is live in each environment of one app, or of all.
+
+    Raises:
+        NotFound: root does not know the app.
+    """
+    keyring = open_trust(ctx)
+    apps = [app] if app is not None else sorted(keyring.document.apps)
+    found: list[EnvironmentStatus] = []
+    for name in apps:
+        policy = open_current_policy(ctx, keyring, name)
+        found += [_environment(ctx, keyring, name, environment) for environment in policy.document.environments]
+    return Status(registry=ctx.registry_url, keyring=keyring.version, environments=found)
+
+
+def _environment(ctx: Context, keyring: VerifiedKeyring, app: str, environment: str) -> EnvironmentStatus:
+    state = releases_of(ctx).read_head(app, environment)
+    if state is None:
+        return EnvironmentStatus(app=app, environment=environment, state="empty")
+    try:
+        live = current(state.data, app, environment, keyring, ctx.clock())
+    except VerificationFailed as error:
+        # One environment that does not verify must not hide the others.
+        return EnvironmentStatus(app=app, environment=environment, state="refused", problem=_brief(error))
+    release = live.release
+    return EnvironmentStatus(
+        app=app,
+        environment=environment,
+        state="live",
+        bundle=release.bundle,
+        epoch=release.epoch,
+        serial=release.serial,
+        action=release.action,
+        since=format_time(release.since),
+        time=format_time(release.time),
+        expires=format_time(release.expires) if release.expires else None,
+        actor=release.actor,
+        reason=release.reason,
+        disabled_models=release.bindings.disabled_models,
+        rollback_target=release.rollback_target.bundle if release.rollback_target else None,
+        alarms=list(live.alarms),
+    )
+
+
+def _brief(error: BundlectlError) -> str:
+    return f"{error.what} {error.why}".strip()
+
+
+class HistoryEntry(Strict):
+    """One release. ``verified`` is absent when the chain was not walked."""
+
+    epoch: int
+    serial: int
+    action: str
+    bundle: str
+    release: str
+    actor: str
+    time: str
+    reason: str
+    live: bool
+    verified: bool | None = None
+    alarms: list[str] = []
+
+
+class History(Strict):
+    """An environment's releases, newest first."""
+
+    app: str
+    environment: str
+    entries: list[HistoryEntry]
+    verified: bool | None = None
+
+
+def history(ctx: Context, reference: str, *, verify: bool = False, limit: int | None = None) -> History:
+    """List an environment's releases; with ``verify``, walk the whole chain and check each and every link.
+
+    Raises:
+        NotFound: nothing was ever live there.
+        VerificationFailed: with ``verify``: a release or a link does not hold.
+    """
+    ref = parse_environment(reference)
+    keyring = open_trust(ctx)
+    entries: list[HistoryEntry] = []
+    newer: VerifiedRelease | None = None
+    walked = releases_of(ctx).history(ref.app, ref.environment)
+    for entry in walked if verify or limit is None else islice(walked, limit):
+        alarms: list[str] = []
+        if verify:
+            older = former(entry.data, ref.app, ref.environment, keyring)
+            if newer is not None:
+                verify_link(older, newer)
+            newer, alarms = older, list(older.alarms)
+        entries.append(_entry(entry, True if verify else None, alarms))
+    if not entries:
+        raise NotFound(f"Nothing was ever live in {ref}.")
+    if verify and newer is not None and newer.release.previous is not None:
+        raise VerificationFailed(
+            f"The history of {ref} is not whole: what release {newer.release.serial} follows is missing.",
+            why=f"It names {newer.release.previous}.",
+            fix="Restore the missing file of its history from a backup.",
+        )
+    return History(
+        app=ref.app,
+        environment=ref.environment,
+        entries=entries[:limit] if limit is not None else entries,
+        verified=True if verify else None,
+    )
+
+
+def _entry(entry: Entry, verified: bool | None, alarms: list[str]) -> HistoryEntry:
+    release = entry.release
+    return HistoryEntry(
+        epoch=release.epoch,
+        serial=release.serial,
+        action=release.action,
+        bundle=release.bundle,
+        release=entry.digest,
+        actor=release.actor,
+        time=format_time(release.time),
+        reason=release.reason,
+        live=entry.live,
+        verified=verified,
+        alarms=alarms,
+    )
