@@ -1,0 +1,231 @@
+"""The provider without a model: it quotes the sentences of the packed passages that cover most of the question.
+
+It cannot summarise, compare or calculate, and every word it says stands in a document. It needs no account and
+no network, so it is both the embedded default and the last fallback of every other route.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bundlectl.inference.provider import Delta, ModelCall, ModelReply, Passage, ProviderError
+from bundlectl.inference.words import terms, unique
+from bundlectl.model.contract import Citation
+
+HEADING = "Passages that may answer:"
+NO_ANSWER = "The documents that may be used here do not answer this question."
+
+SENTENCES = 3
+"""How many sentences are quoted."""
+
+RANK_COST = 0.05
+"""What each place further down in the packed context costs a sentence, in shares of the question covered."""
+
+HEADING_SHARE = 0.5
+"""What a term counts that stands only in the sentence's title or heading path."""
+
+MIN_SCORE = 0.4
+"""Under this best score nothing is quoted: docs/decisions/extractive-threshold.md."""
+
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
+_ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,3}[.)])[ \t]+|[ \t]*>[ \t]?|[ \t]*\|")
+_END = re.compile(r"""[.!?]["'”’)\]*_`]*(?=\s+["'“‘(\[*_`]*[A-Z0-9])""")
+_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|Mr|Mrs|Ms|Dr|St|No|Fig|Eq|approx|Inc|Ltd|Co)|\b[A-Z])\.$")
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Give the sentences of a Markdown or plain text as offsets: ``text[start:end]``, in order, none empty.
+
+    A blank line ends a sentence, and so do list items, table rows and quoted lines; a line of fenced code stands
+    for itself, and the fences are left out. A full stop ends one before white space and a capital or digit,
+    except after common abbreviations and initials.
+    """
+    found: list[tuple[int, int]] = []
+    for start, end in _blocks(text):
+        at = start
+        for match in _END.finditer(text, start, end):
+            if not _ABBREVIATION.search(text, at, match.start() + 1):
+                found.append((at, match.end()))
+                at = match.end()
+        found.append((at, end))
+    stripped = ((start, end, text[start:end]) for start, end in found)
+    trimmed = (
+        (start + len(body) - len(body.lstrip()), end - len(body) + len(body.rstrip()))
+        for start, end, body in stripped
+    )
+    return [(start, end) for start, end in trimmed if start < end]
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+    """Give paragraphs, list items, rows and lines of code: what no sentence reaches across."""
+    fence = ""
+    begin: int | None = None
+    at = 0
+    for line in text.splitlines(keepends=True):
+        start, at = at, at + len(line)
+        opened = _FENCE.match(line)
+        marker = opened[1] if opened else ""
+        item = None if fence else _ITEM.match(line)
+        if begin is not None and (marker or fence or item or not line.strip()):
+            yield begin, start
+            begin = None
+        if fence:
+            if marker.startswith(fence):
+                fence = ""
+            else:
+                yield start, at
+        elif marker:
+            fence = marker
+        elif item:
+            begin = start + item.end()
+        elif begin is None and line.strip():
+            begin = start
+    if begin is not None:
+        yield begin, len(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A sentence of a passage. ``coverage`` is the weighted share of the question's terms in it, 0 to 1."""
+
+    passage: Passage
+    start: int
+    end: int
+    coverage: float
+    score: float
+
+    @property
+    def text(self) -> str:
+        """The sentence, verbatim."""
+        return self.passage.text[self.start : self.end]
+
+
+def rank_sentences(question: str, passages: Sequence[Passage]) -> list[Scored]:
+    """Score every sentence of the passages, best first; equal scores in reading order.
+
+    A term weighs by its rarity among these sentences, and one that stands in none weighs most: a context that
+    lacks the question's telling word covers little of it. A sentence stands under its heading, so the terms of
+    title and heading path count half for it.
+    """
+    asked = unique(terms(question))
+    rows = [
+        (passage, start, end, frozenset(terms(passage.text[start:end])))
+        for passage in passages
+        for start, end in sentences(passage.text)
+    ]
+    frequency = Counter(term for _, _, _, found in rows for term in found)
+    weights = {term: _idf(frequency[term], len(rows)) for term in asked}
+    whole = sum(weights.values())
+    headings = {passage.n: frozenset(terms(" ".join((passage.title, *passage.section)))) for passage in passages}
+    scored: list[Scored] = []
+    for passage, start, end, found in rows:
+        covered = sum(
+            weights[term] * (1.0 if term in found else HEADING_SHARE if term in headings[passage.n] else 0.0)
+            for term in asked
+        )
+        coverage = covered / whole if whole else 0.0
+        scored.append(Scored(passage, start, end, coverage, coverage - RANK_COST * (passage.n - 1)))
+    return sorted(scored, key=lambda one: (-round(one.score, 9), one.passage.n, one.start))
+
+
+def _idf(frequency: int, rows: int) -> float:
+    return math.log(1 + (rows - frequency + 0.5) / (frequency + 0.5))
+
+
+class ExtractiveProvider:
+    """Quotes the three best sentences with citations, or refuses when even the best covers too little.
+
+    Args:
+        min_score: the best sentence's least score: coverage less :data:`RANK_COST` per place.
+    """
+
+    name = "extractive"
+    reads_prompt = False
+    deterministic = True
+
+    def __init__(self, min_score: float = MIN_SCORE) -> None:
+        self.min_score = min_score
+
+    async def generate(self, call: ModelCall) -> ModelReply:
+        """Answer from the passages.
+
+        Raises:
+            ProviderError: ``invalid``: the schema has no place for an answer and its citations.
+        """
+        return self.answer(call)
+
+    async def stream(self, call: ModelCall) -> AsyncIterator[Delta]:
+        """Give the whole reply as one piece."""
+        reply = self.answer(call)
+        yield Delta(reply.text, reply)
+
+    def answer(self, call: ModelCall) -> ModelReply:
+        """Do the work of :meth:`generate`, which has nothing to wait for."""
+        best = rank_sentences(call.question, call.passages)[:SENTENCES]
+        if not best or best[0].score < self.min_score:
+            return ModelReply(_fit(NO_ANSWER, (), call.schema), citations=(), refused=True)
+        best = [one for one in best if one.coverage > 0]
+        lines = [f"- {' '.join(one.text.split())} [{one.passage.n}]" for one in best]
+        citations = tuple(
+            Citation(
+                n=one.passage.n,
+                document=one.passage.document,
+                section=list(one.passage.section),
+                chunk=one.passage.chunk,
+                quote=one.text,
+            )
+            for one in best
+        )
+        return ModelReply(_fit("\n".join((HEADING, *lines)), citations, call.schema), citations=citations)
+
+
+def _fit(text: str, citations: Sequence[Citation], schema: Mapping[str, Any] | None) -> str:
+    """Put the answer into the schema's ``answer`` (a string) and ``citations`` (an array), or give it as it is."""
+    if schema is None:
+        return text
+    properties = schema.get("properties")
+    answer, cited = (
+        (properties.get("answer"), properties.get("citations")) if isinstance(properties, Mapping) else (None, None)
+    )
+    fits = isinstance(answer, Mapping) and answer.get("type") == "string"
+    fits = fits and isinstance(cited, Mapping) and cited.get("type") == "array"
+    if not fits or set(schema.get("required", ())) - {"answer", "citations"}:
+        raise ProviderError(
+            "invalid",
+            "The extractive provider cannot fill this output schema.",
+            why="It fills 'answer' (a string) and 'citations' (an array), and no other required property.",
+        )
+    items = cited.get("items") if isinstance(cited, Mapping) else None
+    return json.dumps(
+        {"answer": text, "citations": _as_items(citations, items if isinstance(items, Mapping) else {})},
+        ensure_ascii=False,
+    )
+
+
+def _as_items(citations: Sequence[Citation], items: Mapping[str, Any]) -> list[Any]:
+    kind = items.get("type", "integer")
+    if kind in ("integer", "number"):
+        return _numbers(citations)
+    if kind == "string":
+        return [f"[{number}]" for number in _numbers(citations)]
+    names = items.get("properties")
+    if kind == "object" and isinstance(names, Mapping) and set(items.get("required", ())) <= {"n", "quote"}:
+        return [
+            {key: value for key, value in (("n", one.n), ("quote", one.quote)) if key in names} for one in citations
+        ]
+    raise ProviderError(
+        "invalid",
+        "The extractive provider cannot fill this output schema.",
+        why="Its citations are numbers, strings such as [1], or objects with n and quote.",
+    )
+
+
+def _numbers(citations: Sequence[Citation]) -> list[int]:
+    """Give the passages' numbers, each once, in order of citation."""
+    return list(dict.fromkeys(one.n for one in citations))
