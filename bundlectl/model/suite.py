@@ -13,6 +13,8 @@ class Scorer(Strict):
     """A scorer of the suite. ``floor``: the least mean that passes. ``tags``: floors for tagged cases alone.
 
     ``name`` is the scorer's kind; ``as_`` distinguishes two of one kind. ``k`` is the cut of ranked lists.
+    The tag ``split:NAME`` stands for the cases of that split. ``must_pass``: whether a must-pass case has to score
+    1 here; left out, the kind decides (not where a score below 1 is no failure: recall, MRR, nDCG, latency).
     """
 
     name: Name
@@ -21,6 +23,7 @@ class Scorer(Strict):
     tags: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     by: Literal["document", "section"] = "section"
     k: Annotated[int, Field(ge=1, le=100)] = 6
+    must_pass: bool | None = None
     options: dict[str, Any] = {}
 
     @property
