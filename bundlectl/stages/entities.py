@@ -62,9 +62,8 @@ _CARD: Final = r"[2-6][0-9](?:[ .-]?[0-9]){10,}|[18](?:[ .-]?[0-9]){12,}"
 
 
 def _card(text: str, start: int, end: int) -> Iterator[Span]:
-    while start and (
-        text[start - 1].isdigit() or (text[start - 1] in " .-" and text[start - 2 : start - 1].isdigit())
-    ):
+    # RE2 finds the first place that looks like a card's prefix; a card starts where its group of digits does.
+    while start and text[start - 1].isdigit():
         start -= 1
     return card_windows(text, start, end)
 
@@ -113,9 +112,8 @@ def _ssn(text: str, start: int, end: int) -> Iterator[Span]:
 
 # ---------------------------------------------------------------- IP addresses
 
-_IP: Final = (
-    r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b|(?i)(?:[0-9a-f]{0,4}:){2,8}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9a-f]{0,4})"
-)
+_IPV4: Final = r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
+_IP: Final = rf"\b{_IPV4}\b|(?i)(?:[0-9a-f]{{0,4}}:){{2,8}}(?:{_IPV4}|[0-9a-f]{{0,4}})"
 _VERSION = re.compile(r"(?:\bv(?:er(?:sion)?)?\.? ?|\brelease |\bfirmware |\bbuild )$", re.IGNORECASE)
 
 

@@ -6,6 +6,8 @@ original. RE2 runs in linear time, whatever the pattern. A detector that cannot 
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -128,11 +130,11 @@ class CompiledGuard:
                 detector = self._detectors[finding.order]
                 if detector.action == "redact":
                     redactions.append(finding)
-                elif round_ == 0:
+                elif round_ == 0 or detector.action == "block":
                     counts[detector.name] += 1
-                    action = "block" if detector.action == "block" or action == "block" else "flag"
-            if round_ == 0 and action == "block":
-                counts.update(self._detectors[finding.order].name for finding in _groups(redactions, len(text)))
+                    action = "block" if "block" in (detector.action, action) else "flag"
+            if action == "block":
+                counts.update(self._detectors[finding.order].name for finding in _groups(redactions))
                 return GuardOutcome("", "block", dict(counts))
             if not redactions:
                 return GuardOutcome(text, action, dict(counts))
@@ -147,7 +149,10 @@ class CompiledGuard:
         blocks, because renaming a key loses what it says. The cap counts all strings together.
         """
         walk = _Walk(self)
-        guarded = walk.value(value)
+        try:
+            guarded = walk.value(value)
+        except (RecursionError, ValueError):  # nested too deeply, or a number too long to write out
+            return GuardedJson(None, "block", {**walk.counts, BROKEN: 1})
         if walk.length > self._max_chars:
             return GuardedJson(None, "block", {**walk.counts, TOO_LONG: 1})
         if walk.action == "block":
@@ -171,8 +176,8 @@ class CompiledGuard:
                 if start < end:
                     findings.append(_Finding(*folded.original(start, end), order))
         if findings and self._placeholders:
-            covered = list(self._covered(text))
-            findings = [f for f in findings if not any(start <= f.start and f.end <= end for start, end in covered)]
+            covered = sorted(self._covered(text))
+            findings = [finding for finding in findings if not _within(finding, covered)]
         return findings
 
     def _covered(self, text: str) -> Iterator[tuple[int, int]]:
@@ -186,7 +191,7 @@ class CompiledGuard:
     def _redact(self, text: str, findings: list[_Finding], counts: Counter[str]) -> str:
         pieces = []
         at = 0
-        for finding in _groups(findings, len(text)):
+        for finding in _groups(findings):
             name = self._detectors[finding.order].name
             counts[name] += 1
             pieces += [text[at : finding.start], f"[{name.upper()}]"]
@@ -243,7 +248,7 @@ def _options() -> Any:
 def _source(detector: Detector) -> str:
     if detector.entity is not None:
         return BUILT_IN[detector.entity].pattern
-    assert detector.pattern is not None  # noqa: S101 - the model's validator has seen to it
+    assert detector.pattern is not None, "the model takes an entity or a pattern"
     return detector.pattern
 
 
@@ -275,7 +280,13 @@ def _locate(detector: _Compiled, text: str) -> Iterator[tuple[int, int]]:
             yield from detector.judge(text, start, end)
 
 
-def _groups(findings: list[_Finding], length: int) -> list[_Finding]:
+def _within(finding: _Finding, covered: list[tuple[int, int]]) -> bool:
+    """Say whether a finding lies inside one of the spans, which are sorted and do not overlap."""
+    at = bisect_right(covered, (finding.start, sys.maxsize)) - 1
+    return at >= 0 and finding.end <= covered[at][1]
+
+
+def _groups(findings: list[_Finding]) -> list[_Finding]:
     """Join findings that overlap into the span of all of them, named after the longest, then the earlier detector.
 
     Joined, not dropped: no part of a finding that lost may be left in the text.

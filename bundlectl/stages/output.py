@@ -20,8 +20,8 @@ from bundlectl.stages.errors import SchemaError
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _MAX_ERRORS = 20
-_MAX_REPAIR = 200_000
-"""Characters above which broken JSON is not repaired: repairing is no linear affair."""
+_MAX_REPAIR = 16_000
+"""Characters above which broken JSON is not repaired: it takes quadratic time, 0.2 s for this many braces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class OutputResult:
     """A checked answer.
 
     ``value`` is the parsed value (the text itself for format ``text``), ``None`` when invalid. ``errors`` begin with
-    a JSON Pointer into the answer and can be sent back to the model.
+    a JSON Pointer into the answer (or ``the whole answer``) and can be sent back to the model.
     """
 
     value: Any
@@ -66,7 +66,7 @@ class CompiledOutput:
             else:
                 return cls(output, validator)
         raise SchemaError(
-            [Problem("schema", 0, f"{pointer or '/'}: {message}") for pointer, message in findings],
+            [Problem("schema", 0, f"{pointer or 'the whole schema'}: {message}") for pointer, message in findings],
             [pointer for pointer, _ in findings],
         )
 
@@ -82,7 +82,9 @@ class CompiledOutput:
         return OutputResult(None, "invalid", errors) if errors else OutputResult(value, "valid")
 
     def _repair(self, text: str) -> OutputResult:
-        not_json = OutputResult(None, "invalid", (": not JSON, and not near enough to JSON to repair",))
+        not_json = OutputResult(
+            None, "invalid", ("the whole answer: not JSON, and not near enough to JSON to repair",)
+        )
         if len(text) > _MAX_REPAIR or not any(bracket in text for bracket in "{["):
             return not_json
         try:
@@ -95,17 +97,17 @@ class CompiledOutput:
         return OutputResult(None, "invalid", errors) if errors else OutputResult(value, "repaired")
 
     def _errors(self, value: Any) -> tuple[str, ...]:
-        assert self._validator is not None  # noqa: S101 - only called where there is a schema
+        assert self._validator is not None, "called only where there is a schema"
         try:
             if self._validator.is_valid(value):
                 return ()
             found = []
             for error in self._validator.iter_errors(value):
-                found.append(f"{_pointer(error.instance_path)}: {error.message}")
+                found.append(f"{_pointer(error.instance_path) or 'the whole answer'}: {error.message}")
                 if len(found) == _MAX_ERRORS:
                     break
         except ValueError as error:
-            return (f": cannot be checked: {error}",)
+            return (f"the whole answer: cannot be checked: {error}",)
         return tuple(sorted(found))
 
 
@@ -143,7 +145,7 @@ def _references(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give every object with its pointer. Objects under ``const``, ``enum``, ``default`` and ``examples`` are data."""
+    """Give every object with its pointer; what is under ``const``, ``enum``, ``default``, ``examples`` is data."""
     pending: list[tuple[str, Any]] = [(path, value)]
     while pending:
         at, item = pending.pop()

@@ -23,7 +23,7 @@ FUEL = 1_000_000
 """Steps that one message's template may take; about 20 ms of a plain loop."""
 
 PASSAGE_FIELDS = ("n", "title", "section", "text", "document", "updated")
-"""What a template may read of a passage. ``section`` is the heading path as text, ``A > B``; ``updated`` may be ``""``."""
+"""What a template may read of a passage. ``section`` is the heading path as text, ``A > B``."""
 
 _NAMES = frozenset({"input", "passages", "task", "response_format"})
 _REACHES_OUT = {"include", "import", "from", "extends"}
@@ -86,7 +86,7 @@ class CompiledPrompt:
 
     def render(
         self,
-        input: Mapping[str, Any],  # noqa: A002 - the name that templates and the contract use
+        input: Mapping[str, Any],
         passages: Sequence[PassageLike],
         task: str,
         response_format: str,
