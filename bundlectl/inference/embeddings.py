@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from bundlectl.model.components import Embedding
 from bundlectl.model.errors import MissingExtra, UsageError
 
 
@@ -64,6 +65,20 @@ class WordLlamaEmbedder:
         lengths = np.sqrt((raw * raw).sum(axis=1, keepdims=True))
         unit = np.divide(raw, lengths, out=np.zeros_like(raw), where=lengths > 0)
         return unit.astype(np.float32).tolist()  # type: ignore[no-any-return]
+
+
+def open_embedder(settings: Embedding) -> Embedder:
+    """Make the embedder that a bundle or an index names.
+
+    Raises:
+        UsageError: the provider is not in this version, or has no such model.
+        MissingExtra: its library is not installed.
+    """
+    if settings.provider == "wordllama":
+        return WordLlamaEmbedder(settings.model, settings.dimensions)
+    raise UsageError(
+        f"Embeddings of provider {settings.provider} are not in this version.", fix="Use provider: wordllama."
+    )
 
 
 def _load(model: str, dimensions: int) -> Any:

@@ -89,11 +89,16 @@ def history_key(app: str, environment: str, epoch: int, serial: int) -> str:
     return f"{history_prefix(app, environment)}{_version(epoch)}-{_version(serial):016d}.json"
 
 
-def index_pointer_key(app: str, index: str) -> str:
-    """Give the key of the signed pointer at an index's newest snapshot."""
+def index_folder(app: str, index: str) -> str:
+    """Give the key under which an index's tables lie, a folder for each snapshot."""
     if NAME.fullmatch(index) is None:
         raise _unfit(index, "an index")
-    return f"{app_prefix(app)}indexes/{index}/latest.json"
+    return f"{app_prefix(app)}indexes/{index}"
+
+
+def index_pointer_key(app: str, index: str) -> str:
+    """Give the key of the signed pointer at an index's newest snapshot."""
+    return f"{index_folder(app, index)}/latest.json"
 
 
 @dataclass(frozen=True, slots=True, order=True)
