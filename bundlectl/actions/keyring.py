@@ -13,7 +13,8 @@ from bundlectl.model.types import Strict, format_time
 from bundlectl.registry.registry import Registry
 from bundlectl.storage.directory import DirectoryStore
 from bundlectl.trust.envelope import envelope_bytes
-from bundlectl.trust.keyring import keyring_digest, member, new_keyring, seal_keyring
+from bundlectl.trust.founding import member, new_keyring
+from bundlectl.trust.keyring import keyring_digest, seal_keyring
 from bundlectl.trust.policy import new_policy, seal_policy
 from bundlectl.trust.signers import Signer, generate_key, open_signer
 
@@ -111,7 +112,7 @@ def keyring_init(
     folder.mkdir(parents=True, exist_ok=True)
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     signers = {role: _key(keys / f"{role}.pem", scheme) for role in DEVELOPMENT_ROLES}
-    members = [member(f"{owner}-{role}", owner, role, signers[role]) for role in DEVELOPMENT_ROLES]  # type: ignore[arg-type]
+    members = [member(f"{owner}-{role}", owner, role, signers[role]) for role in DEVELOPMENT_ROLES]
     document = new_keyring(app, members)
     registry = Registry(DirectoryStore(folder))
     registry.put_keyring(1, envelope_bytes(seal_keyring(document, [signers["root"]])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +31,8 @@ WORDLLAMA_MODELS = {"l2_supercat": 256}
 class WordLlamaEmbedder:
     """wordllama: averaged token vectors, from the files in its own package, without any download.
 
-    ``dimensions`` below the model's own keep the first ones (the model was trained for that).
+    ``dimensions`` below the model's own keep the first ones (the model was trained for that). The files are
+    loaded at the first text, so that a lexical search never pays for them.
 
     Raises:
         UsageError: the model does not come with the package, or has no such dimensions.
@@ -48,7 +50,9 @@ class WordLlamaEmbedder:
                 f"{model} has {full} dimensions, and {dimensions} were asked for.", fix=f"dimensions: {full}"
             )
         self._dimensions = dimensions
-        self._model = _load(model, full)
+        self._name, self._full = model, full
+        self._model: Any = None
+        self._loading = threading.Lock()
 
     @property
     def dimensions(self) -> int:
@@ -61,6 +65,9 @@ class WordLlamaEmbedder:
 
         if not texts:
             return []
+        with self._loading:
+            if self._model is None:
+                self._model = _load(self._name, self._full)
         raw = np.asarray(self._model.embed(list(texts), norm=False), dtype=np.float64)[:, : self._dimensions]
         lengths = np.sqrt((raw * raw).sum(axis=1, keepdims=True))
         unit = np.divide(raw, lengths, out=np.zeros_like(raw), where=lengths > 0)

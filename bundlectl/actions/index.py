@@ -1,0 +1,297 @@
+"""index build, show and diff: documents become a snapshot with its tables, and a signed pointer names the newest."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bundlectl.actions.context import Context
+from bundlectl.actions.opening import open_trust
+from bundlectl.bundling.documents import load_document
+from bundlectl.insight.diff import DocumentChange
+from bundlectl.model.attestation import SNAPSHOT_PAYLOAD_TYPE
+from bundlectl.model.canonical import canonical, parse_json
+from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot
+from bundlectl.model.errors import NotFound, Problem, SourceError, UsageError, VerificationFailed
+from bundlectl.model.types import Strict, format_time
+from bundlectl.registry.layout import index_folder
+from bundlectl.trust.envelope import envelope_bytes, parse_envelope, payload_of, seal, signed_by
+from bundlectl.trust.keyring import ACTIVE_OR_RETIRED
+
+
+class IndexBuilt(Strict):
+    """What index build returns. ``pinned`` is the file whose snapshot lines were set, if any."""
+
+    app: str
+    index: str
+    snapshot: str
+    documents: int
+    sections: int
+    chunks: int
+    changed: bool
+    folder: str
+    pinned: str | None
+
+
+class IndexShown(Strict):
+    """The newest snapshot of an index."""
+
+    app: str
+    index: str
+    snapshot: str
+    checked: str
+    actor: str
+    documents: int
+    chunks: int
+    scopes: dict[str, int]
+    tenants: dict[str, int]
+    embedding: str
+
+
+class IndexDiff(Strict):
+    """Sections that differ between two snapshots."""
+
+    a: str
+    b: str
+    changes: list[DocumentChange]
+
+
+def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path | None = None) -> IndexBuilt:
+    """Read an index source, write the snapshot and its tables, and point at it.
+
+    Args:
+        ctx: the context; its signer must be an indexer of the app, its registry a folder.
+        file: the index source file.
+        app: whose index it is; by default the app of the bundle.yaml in the folder above the file's.
+        pin: a bundle's folder whose retrieval entries of this index are set to the snapshot.
+
+    Raises:
+        SourceError: a source file or document is not right.
+        UsageError: the app is not known, or the key is not an indexer's.
+    """
+    from bundlectl.inference.embeddings import open_embedder
+    from bundlectl.retrieval.documents import read_documents
+    from bundlectl.retrieval.index import build_index, snapshot_digest
+
+    source = load_document(file, IndexSource)
+    owner = app or _app_of(pin or file.parent.parent)
+    signer = ctx.signer("indexer")
+    actor = open_trust(ctx).signing_principal(signer, "indexer", owner, None)
+    folder = tables_folder(ctx, owner, source.index)
+    documents = read_documents(source, file)
+    ctx.reporter.say(f"indexing {len(documents)} documents")
+    snapshot = build_index(
+        source.index,
+        documents,
+        chunking=source.chunking,
+        embedding=source.embedding,
+        embedder=open_embedder(source.embedding),
+        folder=folder,
+    )
+    data = canonical(snapshot.form())
+    found = ctx.registry.put_blob(owner, data)
+    if found != snapshot_digest(snapshot):
+        raise VerificationFailed(f"The snapshot {found} was built as {snapshot_digest(snapshot)}.")
+    before = ctx.registry.index_pointer(owner, source.index)
+    pointer = IndexPointer(
+        app=owner,
+        index=source.index,
+        snapshot=found,
+        documents=len(snapshot.documents),
+        checked=ctx.clock(),
+        actor=actor,
+    )
+    envelope = seal(canonical(pointer.form()), SNAPSHOT_PAYLOAD_TYPE, [signer])
+    ctx.registry.swap_index_pointer(owner, source.index, envelope_bytes(envelope), before.tag if before else None)
+    pinned = _pin(pin, source.index, found) if pin is not None else None
+    return IndexBuilt(
+        app=owner,
+        index=source.index,
+        snapshot=found,
+        documents=len(snapshot.documents),
+        sections=sum(len(document.sections) for document in snapshot.documents),
+        chunks=sum(len(document.chunks) for document in snapshot.documents),
+        changed=before is None or _parse_pointer(before.data).snapshot != found,
+        folder=str(folder),
+        pinned=str(pinned) if pinned else None,
+    )
+
+
+def index_show(ctx: Context, app: str, index: str) -> IndexShown:
+    """Show the newest snapshot of an index, verified.
+
+    Raises:
+        NotFound: the index was never built.
+        VerificationFailed: its pointer or snapshot is not what it must be.
+    """
+    pointer = read_pointer(ctx, app, index)
+    snapshot = read_snapshot(ctx, app, pointer.snapshot)
+    scopes: dict[str, int] = {}
+    tenants: dict[str, int] = {}
+    for document in snapshot.documents:
+        scopes[document.acl.scope] = scopes.get(document.acl.scope, 0) + 1
+        tenants[document.acl.tenant] = tenants.get(document.acl.tenant, 0) + 1
+    return IndexShown(
+        app=app,
+        index=index,
+        snapshot=pointer.snapshot,
+        checked=format_time(pointer.checked),
+        actor=pointer.actor,
+        documents=len(snapshot.documents),
+        chunks=sum(len(document.chunks) for document in snapshot.documents),
+        scopes=scopes,
+        tenants=tenants,
+        embedding=f"{snapshot.embedding.provider}/{snapshot.embedding.model}",
+    )
+
+
+def index_diff(ctx: Context, app: str, a: str, b: str) -> IndexDiff:
+    """Compare two snapshots by section; ``a`` and ``b`` are digests.
+
+    Raises:
+        NotFound: a snapshot is not in the registry.
+    """
+    return IndexDiff(a=a, b=b, changes=section_changes(ctx, app, a, b))
+
+
+def section_changes(ctx: Context, app: str, a: str, b: str) -> list[DocumentChange]:
+    """Give the sections that differ between two snapshots, with renames where the tables are at hand."""
+    from bundlectl.retrieval.index import open_index
+    from bundlectl.retrieval.sections import diff_snapshots
+
+    first, second = read_snapshot(ctx, app, a), read_snapshot(ctx, app, b)
+    texts = []
+    for snapshot in (first, second):
+        try:
+            texts.append(open_index(tables_folder(ctx, app, snapshot.index), snapshot, None).section_texts)
+        except NotFound:
+            texts.append(None)  # without the tables, a renamed section shows as removed and added
+    changes = diff_snapshots(first, second, texts_a=texts[0], texts_b=texts[1])
+    return [
+        DocumentChange(
+            document=change.document,
+            section=list(change.section),
+            kind=change.kind,
+            was=list(change.was) if change.was else None,
+        )
+        for change in changes
+    ]
+
+
+def read_snapshot(ctx: Context, app: str, snapshot: str) -> Snapshot:
+    """Read a snapshot by its digest.
+
+    Raises:
+        NotFound: it is not stored.
+        VerificationFailed: its bytes are others, or not a snapshot.
+    """
+    data = ctx.registry.get_blob(app, snapshot)
+    try:
+        return Snapshot.model_validate(parse_json(data, what=f"snapshot {snapshot}"))
+    except ValidationError as error:
+        raise VerificationFailed(f"{snapshot} is not a snapshot.", why=str(error)) from error
+
+
+def read_pointer(ctx: Context, app: str, index: str) -> IndexPointer:
+    """Read and verify the pointer at an index's newest snapshot.
+
+    Raises:
+        NotFound: the index was never built.
+        VerificationFailed: no indexer signed it, or it is another index's.
+    """
+    stored = ctx.registry.index_pointer(app, index)
+    if stored is None:
+        raise NotFound(f"{app} has no index {index!r}.", fix="bundlectl index build FILE")
+    envelope = parse_envelope(stored.data, f"pointer of index {index}")
+    indexers = open_trust(ctx).principals("indexer", app, None, states=ACTIVE_OR_RETIRED)
+    pointer = _parse_pointer(stored.data)
+    if not signed_by(envelope, indexers):
+        raise VerificationFailed(f"The pointer of index {index!r} is not signed by an indexer of {app}.")
+    if (pointer.app, pointer.index) != (app, index):
+        raise VerificationFailed(f"The pointer of index {index!r} is that of {pointer.app}/{pointer.index}.")
+    return pointer
+
+
+def tables_folder(ctx: Context, app: str, index: str) -> Path:
+    """Give the folder of an index's tables in a folder registry.
+
+    Raises:
+        UsageError: the registry is no folder.
+    """
+    folder = ctx.registry_folder
+    if folder is None:
+        raise UsageError("An index is only built into a registry that is a folder, in this version.")
+    return folder / index_folder(app, index)
+
+
+def _parse_pointer(data: bytes) -> IndexPointer:
+    envelope = parse_envelope(data, "index pointer")
+    if envelope.payloadType != SNAPSHOT_PAYLOAD_TYPE:
+        raise VerificationFailed("The index pointer's envelope holds something else.", why=envelope.payloadType)
+    try:
+        return IndexPointer.model_validate(parse_json(payload_of(envelope), what="index pointer"))
+    except ValidationError as error:
+        raise VerificationFailed("The index pointer does not have its form.", why=str(error)) from error
+
+
+def _app_of(folder: Path) -> str:
+    from bundlectl.bundling.yaml import parse_yaml
+
+    file = folder / "bundle.yaml"
+    try:
+        document = parse_yaml(file.read_bytes(), str(file))
+    except OSError:
+        raise UsageError(
+            "The index's app is not known.", why=f"There is no {file}.", fix="Name it: --app NAME"
+        ) from None
+    value = document.value
+    if not isinstance(value, dict) or not isinstance(value.get("app"), str):
+        raise SourceError([Problem(str(file), 1, "it names no app", "app: NAME")])
+    return str(value["app"])
+
+
+_SNAPSHOT = re.compile(r"(?P<before>\bsnapshot:\s*)(?P<value>following|sha256:[0-9a-f]{64})")
+
+
+def _pin(folder: Path, index: str, snapshot: str) -> Path:
+    """Set ``snapshot:`` in each retrieval entry of the index, and nothing else of the file's text.
+
+    Raises:
+        SourceError: bundle.yaml has no such entry that can be set in place.
+    """
+    from bundlectl.bundling.yaml import parse_yaml
+
+    file = folder / "bundle.yaml"
+    data = file.read_bytes()
+    document = parse_yaml(data, str(file))
+    retrieval = document.value.get("retrieval", {}) if isinstance(document.value, dict) else {}
+    uses = [name for name, entry in retrieval.items() if isinstance(entry, dict) and entry.get("index") == index]
+    if not uses:
+        raise SourceError([Problem(str(file), 1, f"no retrieval entry uses index {index!r}", f"index: {index}")])
+    lines = data.decode("utf-8").splitlines(keepends=True)
+    for name in uses:
+        line = document.place(("retrieval", name, "snapshot")).line - 1
+        changed, count = _SNAPSHOT.subn(lambda m: m["before"] + snapshot, lines[line])
+        if count != 1:
+            right = "write snapshot: and its value on one line, one entry a line"
+            raise SourceError([Problem(str(file), line + 1, f"cannot set the snapshot of {name!r} here", right)])
+        lines[line] = changed
+    _replace(file, "".join(lines))
+    return file
+
+
+def _replace(file: Path, text: str) -> None:
+    """Put a whole new file in place of the old one, or leave the old one."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as out:
+            out.write(text)
+        Path(name).chmod(file.stat().st_mode & 0o777)
+        Path(name).replace(file)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
