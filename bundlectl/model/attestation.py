@@ -87,7 +87,7 @@ class ScoreSummary(Strict):
 
     scorer: Name
     tag: str | None = None
-    mean: float | None
+    mean: float | None = None
     measured: int = Field(ge=0)
     unmeasured: int = Field(ge=0)
     errors: int = Field(ge=0)

@@ -186,6 +186,22 @@ def newest_evaluations(
     }
 
 
+def current_evidence(gate: Gate, attested: Sequence[Attested], keyring: VerifiedKeyring) -> list[Attested]:
+    """Leave out what no longer speaks: blocked evidence, and results that a newer one of the same evaluator replaced.
+
+    A head holds a bounded number of envelopes; :func:`required_evidence` says the same of what is left.
+    Results of suites that the gate does not ask for are left out too.
+    """
+    usable = [item for item in attested if blocked_reason(item, keyring) is None]
+    speaking = {
+        id(result)
+        for requirement in gate.evaluations
+        for results in newest_evaluations(requirement, usable, keyring).values()
+        for result in results
+    }
+    return [item for item in usable if item.kind != "evaluation" or id(item.predicate) in speaking]
+
+
 def judge_result(result: EvaluationResult) -> tuple[Verdict, str]:
     """Judge what an evaluation says of itself: its verdict, and that nothing in it contradicts a pass."""
     findings: list[tuple[Verdict, str]] = [(result.verdict, result.why or f"its verdict is {result.verdict}")]

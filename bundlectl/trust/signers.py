@@ -147,20 +147,28 @@ def _read_private(path: Path) -> bytes:
         raise UsageError(f"There is no key {path}.", fix=f"Make one: bundlectl keyring generate {path}") from error
     except OSError as error:
         raise UsageError(f"The key {path} cannot be read.", why=error.strerror or str(error)) from error
-    with os.fdopen(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{path} is not a regular file.", fix="Name the key file itself.")
-        if found.st_mode & 0o077:
-            raise UsageError(
-                f"The key {path} can be read by others.",
-                why=f"Its mode is {stat.S_IMODE(found.st_mode):04o}; a private key is for its owner alone.",
-                fix=f"chmod 600 {path}",
-            )
-        data = file.read(MAX_KEY_FILE + 1)
+    try:
+        _check_private(fd, path)
+        data = os.read(fd, MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise UsageError(f"The key {path} cannot be read.", why=error.strerror or str(error)) from error
+    finally:
+        os.close(fd)
     if len(data) > MAX_KEY_FILE:
         raise UsageError(f"{path} is too large to be a key.", why=f"It has more than {MAX_KEY_FILE} bytes.")
     return data
+
+
+def _check_private(fd: int, path: Path) -> None:
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{path} is not a regular file.", fix="Name the key file itself.")
+    if found.st_mode & 0o077:
+        raise UsageError(
+            f"The key {path} can be read by others.",
+            why=f"Its mode is {stat.S_IMODE(found.st_mode):04o}; a private key is for its owner alone.",
+            fix=f"chmod 600 {path}",
+        )
 
 
 def _not_yet(uri: str, rest: str, passphrase: Passphrase | None) -> Signer:
