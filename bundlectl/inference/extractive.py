@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,7 +160,7 @@ class ExtractiveProvider:
         """
         return self.answer(call)
 
-    async def stream(self, call: ModelCall) -> AsyncIterator[Delta]:
+    async def stream(self, call: ModelCall) -> AsyncGenerator[Delta, None]:
         """Give the whole reply as one piece."""
         reply = self.answer(call)
         yield Delta(reply.text, reply)

@@ -1,0 +1,60 @@
+"""The first stages: may this caller ask this, and may this text come in."""
+
+from __future__ import annotations
+
+import time
+
+from bundlectl.model.receipt import GuardRecord
+from bundlectl.router.run import Refusal, Run
+from bundlectl.stages.access import AccessQuestion
+
+
+def check_identity(run: Run) -> None:
+    """Hold the contract's tenant and role against what the identity may claim."""
+    request = run.request
+    if not run.identity.may_claim(request.tenant_id, request.user_role):
+        raise Refusal("access_denied", "The caller may not act for this tenant in this role.")
+
+
+def check_limits(run: Run) -> None:
+    """Count the request against its tenant's limits."""
+    limits = run.compiled.limits
+    if limits:
+        passed = run.shared.limits.take(run.request.tenant_id, limits, time.monotonic(), run.time)
+        if passed is not None:
+            raise Refusal("limited", passed)
+
+
+def check_access(run: Run) -> None:
+    """Ask the bundle's policies. The resource is the request's own tenant's; the policies' room compares both."""
+    request = run.request
+    decision = run.compiled.access.decide(
+        AccessQuestion(
+            task=request.task,
+            tenant=request.tenant_id,
+            role=request.user_role,
+            scopes=frozenset(request.data_scope),
+            profile=request.policy_profile,
+            resource_tenant=request.tenant_id,
+        )
+    )
+    run.access = "allow" if decision.allow else "deny"
+    run.access_policies = list(decision.policies)
+    if not decision.allow or decision.errors:
+        run.access = "deny"
+        raise Refusal("access_denied", "The policies of this release do not permit the request.")
+
+
+def guard_input(run: Run) -> None:
+    """Inspect every string of the input; from here on the redacted input is the only one there is."""
+    guarded = run.profile.input.apply_json(run.request.input)
+    run.guards["input"] = GuardRecord(side="input", action=guarded.action, findings=guarded.findings)
+    if guarded.action == "block":
+        raise Refusal("input_blocked", f"The input was blocked: {_named(guarded.findings)}.")
+    run.input = guarded.value
+    asked = run.input.get(run.task.question_input, "")
+    run.question = asked if isinstance(asked, str) else ""
+
+
+def _named(findings: dict[str, int]) -> str:
+    return ", ".join(sorted(findings)) or "unchecked"

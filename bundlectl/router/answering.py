@@ -1,0 +1,161 @@
+"""The last stages: choose a route, invoke it, guard and check what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from bundlectl.model.contract import Citation
+from bundlectl.model.receipt import GuardRecord, ValidationRecord
+from bundlectl.router.citations import cited
+from bundlectl.router.contract import ContractError
+from bundlectl.router.grounding import NOTHING_FOUND
+from bundlectl.router.invocation import Invocation
+from bundlectl.router.run import Refusal, Run
+from bundlectl.router.windows import GuardedStream
+from bundlectl.stages.guards import GuardOutcome
+
+
+def choose_route(run: Run) -> None:
+    """Take the first rule that matches and prepare the calls."""
+    name, run.route_why = run.compiled.select.choose(run.request, run.task.format, run.prompt_tokens or 0)
+    route = run.route = run.compiled.routes[name]
+    if route.asynchronous and run.request.latency_class != "batch":
+        raise ContractError(
+            [("latency_class", f"route {name} answers in batches only")],
+            fix="Send latency_class: batch, or let a rule choose another route for interactive requests.",
+        )
+    run.invocation = Invocation(
+        run.compiled,
+        route,
+        run.messages,
+        run.question,
+        run.passages,
+        run.task.schema,
+        run.shared.budget,
+        run.shared.chance,
+    )
+
+
+async def invoke(run: Run) -> None:
+    """Get the next reply: of the chosen route, else of its fallbacks."""
+    run.reply = await _invocation(run).reply()
+    if run.reply.refused:
+        raise Refusal("no_answer", NOTHING_FOUND)
+
+
+def guard_output(run: Run) -> None:
+    """Inspect the answer and its quotes. Objects are inspected as parsed: an escape hides no address."""
+    assert run.reply is not None
+    guard = run.profile.output
+    text = run.reply.text
+    if run.task.format == "text":
+        outcome = guard.apply(text)
+        _note(run, outcome)
+        _take_citations(run, text)
+        run.output = outcome.text
+        return
+    checked = run.checked = run.task.output.check(text)
+    if checked.outcome == "invalid":
+        return
+    _take_citations(run, checked.value)
+    guarded = guard.apply_json(checked.value)
+    _note(run, GuardOutcome("", guarded.action, guarded.findings))
+    if guarded.value != checked.value:
+        again = run.task.output.check(json.dumps(guarded.value, ensure_ascii=False))
+        if again.outcome == "invalid":
+            raise Refusal("output_blocked", "The answer no longer has its required form after redaction.")
+    run.output = guarded.value
+
+
+def validate_output(run: Run) -> str | None:
+    """Let through what fits its form; else go back to invoking: the same model again, or the next route."""
+    if run.task.format == "text":
+        run.validation = ValidationRecord(outcome="not_checked", errors=_errors(run))
+        return None
+    checked, invocation = run.checked, _invocation(run)
+    assert checked is not None and run.reply is not None
+    if checked.outcome != "invalid":
+        outcome = "asked_again" if run.asked_again else checked.outcome
+        run.validation = ValidationRecord(outcome=outcome, errors=_errors(run))
+        return None
+    places = [_place(error, run) for error in checked.errors]
+    run.validation = ValidationRecord(outcome="invalid", errors=places)
+    if run.asked_again < run.task.repair and invocation.may_ask_again:
+        run.asked_again += 1
+        invocation.ask_again(run.reply.text, "; ".join(checked.errors))
+    else:
+        run.asked_again = 0
+        invocation.fall_back(invalid=True)
+    return "invoke"
+
+
+async def stream_text(run: Run) -> AsyncGenerator[str, None]:
+    """Invoke, guard and release in one: text comes out as soon as a window of it is known to be clean.
+
+    Raises:
+        Refusal: the guard blocks, or the provider found no answer.
+        ProviderError: the stream broke after text was released.
+        NothingAnswered: no route could answer.
+    """
+    invocation = _invocation(run)
+    gate = GuardedStream(run.profile.output, run.profile.output_max_chars)
+    released: list[str] = []
+    async with aclosing(invocation.stream()) as deltas:
+        async for delta in deltas:
+            if delta is None:
+                gate = GuardedStream(run.profile.output, run.profile.output_max_chars)
+                continue
+            run.reply = delta.reply or run.reply
+            if run.reply is not None and run.reply.refused:
+                raise Refusal("no_answer", NOTHING_FOUND)
+            try:
+                text = gate.feed(delta.text, last=delta.reply is not None)
+            finally:
+                run.guards["output"] = GuardRecord(side="output", action=gate.action, findings=gate.findings)
+            if text:
+                invocation.committed = True
+                released.append(text)
+                yield text
+    if run.reply is not None:
+        _take_citations(run, run.reply.text)
+    run.output = "".join(released)
+    run.validation = ValidationRecord(outcome="not_checked", errors=_errors(run))
+
+
+def _invocation(run: Run) -> Invocation:
+    assert run.invocation is not None
+    return run.invocation
+
+
+def _note(run: Run, outcome: GuardOutcome) -> None:
+    run.guards["output"] = GuardRecord(side="output", action=outcome.action, findings=dict(outcome.findings))
+    if outcome.action == "block":
+        raise Refusal("output_blocked", f"The answer was blocked: {', '.join(sorted(outcome.findings))}.")
+
+
+def _take_citations(run: Run, output: object) -> None:
+    """Map citations to packed passages; quotes are matched as written, and released as the guard lets them."""
+    assert run.reply is not None
+    found, run.unknown_citations = cited(output, run.reply.citations, run.passages)
+    citations: list[Citation] = []
+    for citation in found:
+        if citation.quote is not None:
+            outcome = run.profile.output.apply(citation.quote)
+            if outcome.action == "block":
+                _note(run, outcome)
+            citation = citation.model_copy(update={"quote": outcome.text})
+        citations.append(citation)
+    run.citations = citations
+
+
+def _errors(run: Run) -> list[str]:
+    return [f"citation {number} names no passage" for number in run.unknown_citations[:20]]
+
+
+def _place(error: str, run: Run) -> str:
+    """Reduce a validation error to its place: messages quote the answer, and so may keys the schema does not know."""
+    known = json.dumps(run.task.schema, ensure_ascii=False)
+    parts = error.partition(":")[0].split("/")[1:]
+    return "/" + "/".join(part if part.isdigit() or json.dumps(part) in known else "*" for part in parts)

@@ -1,0 +1,313 @@
+"""A verified bundle and its bindings, compiled: everything that depends on them alone is done here, once.
+
+Templates, patterns, policies and schemas are compiled, the bundle's access cases are decided again, providers
+and indexes are opened. If any of it fails nothing is made, and what serves now goes on serving.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+from bundlectl.inference.credentials import resolve_credential
+from bundlectl.inference.provider import Provider
+from bundlectl.model.bindings import Bindings, Limit, ModelBinding
+from bundlectl.model.bundle import Bundle, Components
+from bundlectl.model.components import Embedding, Model, Profile, Retrieval, Route
+from bundlectl.model.contract import ReleaseRef
+from bundlectl.model.errors import BackendUnavailable, UsageError, VerificationFailed
+from bundlectl.model.types import seconds
+from bundlectl.retrieval.permission import Filter
+from bundlectl.router.health import Breaker
+from bundlectl.router.identity import KnownIdentities
+from bundlectl.router.routing import CompiledRoute, RouteTable
+from bundlectl.stages.access import AccessPolicy
+from bundlectl.stages.guards import CompiledGuard
+from bundlectl.stages.output import CompiledOutput
+from bundlectl.stages.prompt import CompiledPrompt
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from bundlectl.inference.embeddings import Embedder
+    from bundlectl.retrieval.search import SearchResult
+
+
+class Searcher(Protocol):
+    """A searchable state of an index."""
+
+    async def search(self, question: str, allowed: Filter, retrieval: Retrieval) -> SearchResult:
+        """Give permitted hits in final order, reranked where the retrieval says so."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIndex:
+    """One state of an index. ``checked`` is when its source was last checked; ``None``: unknown, never fresh."""
+
+    searcher: Searcher
+    snapshot: str
+    following: bool = False
+    checked: datetime | None = None
+
+    def current(self) -> OpenIndex:
+        """Give itself: this state never moves."""
+        return self
+
+
+class LiveIndex(Protocol):
+    """What a bundle's retrieval searches. A pinned snapshot is one :class:`OpenIndex`; a followed one may move on."""
+
+    def current(self) -> OpenIndex:
+        """Give the state to search now; a plain read."""
+        ...
+
+
+@dataclass(frozen=True)
+class World:
+    """What assembling needs from outside of the bundle.
+
+    ``open_index`` gets the app, the use's settings, the index's bound address and the bundle's embedder. ``session``
+    is needed for models behind HTTP only. ``input_key`` keys the digests of inputs; by default it lasts as long
+    as the process, so that digests of different processes cannot be compared.
+    """
+
+    open_index: Callable[[str, Retrieval, str | None, Embedder | None], Awaitable[LiveIndex]] | None = None
+    make_embedder: Callable[[Embedding], Embedder] | None = None
+    session: aiohttp.ClientSession | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+    input_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    make_provider: Callable[[str, Model, ModelBinding, World], Provider] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledProfile:
+    """Both sides of a profile."""
+
+    input: CompiledGuard
+    output: CompiledGuard
+    output_max_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTask:
+    """A task with all that it names. ``question_input`` is the input that is searched for."""
+
+    name: str
+    scopes: tuple[str, ...]
+    profiles: Mapping[str, CompiledProfile]
+    inputs: tuple[str, ...]
+    question_input: str
+    prompt: CompiledPrompt
+    output: CompiledOutput
+    format: str
+    schema: Mapping[str, object] | None
+    repair: int
+    retrieval_use: str | None
+    retrieval: Retrieval | None
+    index: LiveIndex | None
+    stale_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A bundle with one environment's bindings, ready to answer. Shared by concurrent requests."""
+
+    app: str
+    ref: ReleaseRef
+    components: Mapping[str, str]
+    tasks: Mapping[str, CompiledTask]
+    routes: Mapping[str, CompiledRoute]
+    select: RouteTable
+    access: AccessPolicy
+    identities: KnownIdentities
+    limits: Mapping[str, Limit]
+    breakers: Mapping[str, Breaker]
+    input_key: bytes
+
+
+async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: World) -> Compiled:
+    """Compile a bundle for an environment.
+
+    Raises:
+        VerificationFailed: the bundle refers to something it lacks, or an access case is decided otherwise than it
+            expects.
+        SourceError: a template, pattern, policy or schema does not compile.
+        UsageError: a model has no address in this environment, or its provider is not in this version.
+        NotFound: a credential or an index is missing.
+        BackendUnavailable: an index cannot be opened.
+    """
+    parts = bundle.components
+    _check_bindings(parts, bindings)
+    access = AccessPolicy.compile(parts.access, bundle.blobs)
+    _check_cases(access)
+    profiles = {name: _profile(profile) for name, profile in parts.guardrails.items()}
+    routes = {name: _route(name, route, parts, bindings, world) for name, route in parts.routes.routes.items()}
+    _check_routes(parts)
+    indexes = await _open_indexes(parts, bindings, world)
+    prompts = {name: CompiledPrompt.compile(name, prompt) for name, prompt in parts.prompts.items()}
+    return Compiled(
+        app=parts.application.app,
+        ref=ref,
+        components=bundle.component_digests(),
+        tasks={name: _task(name, parts, prompts, profiles, indexes) for name in parts.application.tasks},
+        routes=routes,
+        select=RouteTable(parts.routes.select),
+        access=access,
+        identities=KnownIdentities(bindings.identities.api_keys),
+        limits=bindings.limits.tenants,
+        breakers={name: Breaker() for name in parts.models},
+        input_key=world.input_key,
+    )
+
+
+def _check_bindings(parts: Components, bindings: Bindings) -> None:
+    indexes = {retrieval.index for retrieval in parts.retrieval.values()}
+    for what, bound, known in (
+        ("model", [*bindings.models, *bindings.disabled_models], set(parts.models)),
+        ("index", list(bindings.indexes), indexes),
+    ):
+        unknown = sorted(set(bound) - known)
+        if unknown:
+            raise UsageError(
+                f"The bindings name {what} {', '.join(unknown)}, which the bundle does not have.",
+                why=f"It has {', '.join(sorted(known)) or 'none'}.",
+                fix="Correct the environment's file; a renamed model or index needs its binding renamed too.",
+            )
+
+
+def _check_cases(access: AccessPolicy) -> None:
+    failed = access.run_cases()
+    if failed:
+        raise VerificationFailed(
+            f"{len(failed)} of the bundle's access cases are decided otherwise than they expect.",
+            why="; ".join(case.why for case in failed),
+            fix="Correct the policies or the cases and build again.",
+        )
+
+
+def _check_routes(parts: Components) -> None:
+    routes = parts.routes.routes
+    named = [name for route in routes.values() for name in route.fallback]
+    named += [rule.use for rule in parts.routes.select]
+    for name in named:
+        if name not in routes:
+            raise _lacks("route", name)
+
+
+def _profile(profile: Profile) -> CompiledProfile:
+    return CompiledProfile(
+        CompiledGuard.compile(profile.input), CompiledGuard.compile(profile.output), profile.output.max_chars
+    )
+
+
+def _task(
+    name: str,
+    parts: Components,
+    prompts: Mapping[str, CompiledPrompt],
+    profiles: Mapping[str, CompiledProfile],
+    indexes: Mapping[str, LiveIndex],
+) -> CompiledTask:
+    task = parts.application.tasks[name]
+    for what, wanted, held in (
+        ("prompt", [task.prompt], prompts),
+        ("profile", task.profiles, profiles),
+        ("output", [name], parts.output),
+        ("retrieval", [task.retrieval] if task.retrieval else [], parts.retrieval),
+    ):
+        for missing in wanted:
+            if missing not in held:
+                raise _lacks(what, missing)
+    inputs = tuple(parts.prompts[task.prompt].inputs)
+    output = parts.output[name]
+    retrieval = parts.retrieval[task.retrieval] if task.retrieval else None
+    return CompiledTask(
+        name=name,
+        scopes=tuple(task.scopes),
+        profiles={profile: profiles[profile] for profile in task.profiles},
+        inputs=inputs,
+        question_input="question" if "question" in inputs or not inputs else inputs[0],
+        prompt=prompts[task.prompt],
+        output=CompiledOutput.compile(output),
+        format=output.format,
+        schema=output.schema_,
+        repair=output.repair,
+        retrieval_use=task.retrieval,
+        retrieval=retrieval,
+        index=indexes[task.retrieval] if task.retrieval else None,
+        stale_after=seconds(retrieval.stale_after) if retrieval and retrieval.stale_after else None,
+    )
+
+
+def _route(name: str, route: Route, parts: Components, bindings: Bindings, world: World) -> CompiledRoute:
+    model = parts.models.get(route.model)
+    if model is None:
+        raise _lacks("model", route.model)
+    disabled = route.model in bindings.disabled_models
+    make = world.make_provider or make_provider
+    binding = bindings.models.get(route.model) or ModelBinding()
+    return CompiledRoute(
+        name=name,
+        model_name=route.model,
+        model=model,
+        provider=None if disabled else make(route.model, model, binding, world),
+        timeout=seconds(route.timeout),
+        first_token=seconds(route.first_token) if route.first_token else None,
+        retries=route.retries,
+        fallback=tuple(route.fallback),
+        asynchronous=route.mode == "async",
+    )
+
+
+def make_provider(name: str, model: Model, binding: ModelBinding, world: World) -> Provider:
+    """Open the provider of one model at its bound address.
+
+    Raises:
+        UsageError: it has no address here, or its provider is not in this version.
+        NotFound: its credential is missing.
+    """
+    if model.provider == "extractive":
+        from bundlectl.inference.extractive import ExtractiveProvider
+
+        return ExtractiveProvider()
+    if model.provider == "openai":
+        from bundlectl.inference.openai import OpenAIProvider
+
+        if binding.base_url is None:
+            raise UsageError(
+                f"Model {name} has no address in this environment.",
+                why="Where texts are sent is never guessed.",
+                fix=f"Bind models.{name}.base_url, e.g. https://vllm.internal/v1, or list {name} in disabled_models.",
+            )
+        if world.session is None:
+            raise UsageError(f"Model {name} is reached over HTTP, and no HTTP session was opened for it.")
+        credential = resolve_credential(binding.credential, world.environ) if binding.credential else None
+        return OpenAIProvider(world.session, binding.base_url, credential)
+    raise UsageError(
+        f"Model {name} cannot be called: provider {model.provider} is not in this version.",
+        fix=f"List {name} in the bindings' disabled_models, so that its routes fall back.",
+    )
+
+
+async def _open_indexes(parts: Components, bindings: Bindings, world: World) -> dict[str, LiveIndex]:
+    used = sorted({task.retrieval for task in parts.application.tasks.values() if task.retrieval})
+    if not used:
+        return {}
+    if world.open_index is None:
+        raise BackendUnavailable("The bundle searches documents, and no index can be opened here.")
+    embedder = world.make_embedder(parts.embedding) if parts.embedding and world.make_embedder else None
+    opened: dict[str, LiveIndex] = {}
+    for use in used:
+        retrieval = parts.retrieval.get(use)
+        if retrieval is None:
+            raise _lacks("retrieval", use)
+        location = bindings.indexes.get(retrieval.index)
+        opened[use] = await world.open_index(parts.application.app, retrieval, location, embedder)
+    return opened
+
+
+def _lacks(what: str, name: str) -> VerificationFailed:
+    return VerificationFailed(f"The bundle refers to the {what} {name}, which it does not have.")

@@ -1,0 +1,81 @@
+"""Does a request fit the release that would answer it? Judged before anything is done for it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from typing import TYPE_CHECKING, Any
+
+from bundlectl.model.contract import Request
+from bundlectl.model.errors import UsageError
+
+if TYPE_CHECKING:
+    from bundlectl.router.assemble import Compiled, CompiledTask
+
+
+class ContractError(UsageError):
+    """The request does not fit the contract. ``fields``: each problem with its field's path, e.g. ``input.a``."""
+
+    code = "contract"
+
+    def __init__(self, fields: list[tuple[str, str]], *, fix: str = "", receipt: str | None = None) -> None:
+        details: dict[str, Any] = {"fields": [{"field": field, "message": message} for field, message in fields]}
+        if receipt is not None:
+            details["receipt"] = receipt
+        super().__init__(
+            "The request does not fit the contract.",
+            why="; ".join(f"{field}: {message}" for field, message in fields),
+            fix=fix,
+            details=details,
+        )
+        self.fields = fields
+
+
+def check_contract(request: Request, compiled: Compiled) -> CompiledTask:
+    """Give the task that the request names, after checking what it asks of it.
+
+    Raises:
+        ContractError: the task is unknown; the profile, a scope or the format is not the task's; the prompt's
+            declared inputs are not exactly what is sent.
+    """
+    task = compiled.tasks.get(request.task)
+    if task is None:
+        raise ContractError([("task", f"this release has no such task; it has {_names(compiled.tasks)}")])
+    fields: list[tuple[str, str]] = []
+    if request.policy_profile not in task.profiles:
+        fields.append(("policy_profile", f"not a profile of this task; it has {_names(task.profiles)}"))
+    for index, scope in enumerate(request.data_scope):
+        if scope not in task.scopes:
+            fields.append((f"data_scope.{index}", f"{scope} is beyond this task; it may see {_names(task.scopes)}"))
+    if request.response_format not in (None, task.format):
+        fields.append(("response_format", f"this task answers in {task.format}"))
+    fields += [(f"input.{name}", "missing: the prompt reads it") for name in task.inputs if name not in request.input]
+    fields += [
+        (f"input.{name}", f"unknown; the prompt reads {_names(task.inputs)}")
+        for name in request.input
+        if name not in task.inputs
+    ]
+    asked = request.input.get(task.question_input)
+    if task.question_input in request.input and not isinstance(asked, str):
+        fields.append((f"input.{task.question_input}", "must be a string: it is what is searched for"))
+    if fields:
+        raise ContractError(fields)
+    return task
+
+
+def input_digest(value: dict[str, Any], key: bytes) -> str:
+    """Give the keyed digest of an input: ``hmac-sha256:<hex>``. Plain hashes of short questions can be guessed.
+
+    Raises:
+        ContractError: a string holds half a surrogate pair, which is no text.
+    """
+    try:
+        data = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise ContractError([("input", "holds half a surrogate pair, which is no Unicode text")]) from error
+    return "hmac-sha256:" + hmac.new(key, data, hashlib.sha256).hexdigest()
+
+
+def _names(names: Any) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,88 @@
+"""The middle stages: find what may be drawn on, pack it, and render the prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from bundlectl.model.documents import EVERYONE
+from bundlectl.model.receipt import RetrievalRecord, UsedChunk
+from bundlectl.retrieval.permission import Filter
+from bundlectl.router.run import Refusal, Run
+from bundlectl.stages.prompt import estimate_tokens
+
+NOTHING_FOUND = "No document that may be drawn on supports an answer."
+
+
+async def retrieve(run: Run) -> None:
+    """Search, with a filter made of what identity and access let through; then hold every hit against it again.
+
+    The client's word never reaches the filter unchecked: tenant and role passed the identity stage, the scopes
+    are the task's own and passed the policies.
+    """
+    task = run.task
+    if task.retrieval is None or task.index is None:
+        return
+    request = run.request
+    if EVERYONE in (request.tenant_id, request.user_role):
+        raise Refusal("access_denied", "A request is one tenant's, in one role.")
+    allowed = Filter(tenant=request.tenant_id, scopes=frozenset(request.data_scope), role=request.user_role)
+    index = task.index.current()
+    found = await index.searcher.search(run.question, allowed, task.retrieval)
+    permitted = tuple(hit for hit in found.hits if allowed.permits(hit.chunk.acl))
+    staleness = None if index.checked is None else max(0.0, (run.time - index.checked).total_seconds())
+    run.hits = permitted
+    run.retrieval = RetrievalRecord(
+        use=task.retrieval_use or "",
+        index=task.retrieval.index,
+        snapshot=index.snapshot,
+        following=index.following,
+        mode=task.retrieval.mode,
+        rerank=task.retrieval.rerank,
+        candidates=len(permitted),
+        removed_by_permission=found.removed_by_permission + len(found.hits) - len(permitted),
+        context_tokens=0,
+        staleness=staleness,
+        stale=None if task.stale_after is None else staleness is None or staleness > task.stale_after,
+        chunks=[],
+    )
+
+
+def pack_passages(run: Run) -> None:
+    """Pack the best hits into the budget. Without any, no model is asked: the answer is ``no_answer``."""
+    if run.retrieval is None or run.task.retrieval is None:
+        return
+    from bundlectl.retrieval.packing import pack
+
+    packed = pack(run.hits, context_tokens=run.task.retrieval.context_tokens, top=run.task.retrieval.top)
+    run.passages = packed.passages
+    run.retrieval = run.retrieval.model_copy(
+        update={
+            "context_tokens": packed.tokens,
+            "chunks": [
+                UsedChunk(
+                    chunk=hit.chunk.id,
+                    digest=hit.digest,
+                    document=hit.chunk.document,
+                    version=hit.chunk.version,
+                    section=hit.chunk.section,
+                    score=hit.score,
+                    rank=hit.rank,
+                    reranked=hit.reranked,
+                    packed=hit.chunk.id in packed.chunks,
+                )
+                for hit in run.hits
+            ],
+        }
+    )
+    if not packed.passages:
+        raise Refusal("no_answer", NOTHING_FOUND)
+
+
+def render_prompt(run: Run) -> None:
+    """Render the messages; their digest says whether two requests were given the same words."""
+    run.messages = run.task.prompt.render(run.input, run.passages, run.task.name, run.task.format)
+    # Objects of strings alone: these bytes are their RFC 8785 form, at a tenth of its price.
+    data = json.dumps(run.messages, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    run.prompt_digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    run.prompt_tokens = sum(estimate_tokens(message["content"]) for message in run.messages)

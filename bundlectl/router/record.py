@@ -1,0 +1,116 @@
+"""The last stage: the answer and its receipt. No text of the user, the documents or the model enters a receipt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from bundlectl import __version__
+from bundlectl.inference.prices import PRICE_BOOK
+from bundlectl.model.canonical import canonical, digest
+from bundlectl.model.contract import Answer, Cost, Degraded, Usage
+from bundlectl.model.errors import BundlectlError
+from bundlectl.model.receipt import Receipt
+from bundlectl.router.run import Run
+
+STATUS: Final = {
+    "answered": 200,
+    "no_answer": 200,
+    "output_blocked": 200,
+    "unauthenticated": 401,
+    "access_denied": 403,
+    "contract": 422,
+    "input_blocked": 422,
+    "limited": 429,
+    "unavailable": 503,
+}
+"""HTTP status by outcome: a refusal's code, or ``answered``, ``contract`` (no answer was tried), ``unavailable``
+(nothing could answer, and trying again later may help)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request. ``answer`` is ``None`` when there is an ``error``: nothing could answer it."""
+
+    answer: Answer | None
+    receipt: Receipt
+    status: int
+    error: BundlectlError | None = None
+
+
+def conclude(run: Run) -> Outcome:
+    """Make the answer and the receipt."""
+    invocation = run.invocation
+    attempts = invocation.attempts if invocation else []
+    usage = Usage(
+        input_tokens=sum(attempt.usage.input_tokens for attempt in attempts),
+        output_tokens=sum(attempt.usage.output_tokens for attempt in attempts),
+    )
+    cost = PRICE_BOOK.cost(invocation.spent) if invocation else Cost(usd=0.0, price_book=PRICE_BOOK.name)
+    run.cost = cost
+    replied = invocation is not None and run.reply is not None and run.error is None
+    degraded = None
+    if invocation is not None and replied and invocation.degraded is not None:
+        degraded = Degraded(reason=invocation.degraded)
+    answered = run.refused is None and run.error is None
+    receipt = _receipt(run, usage, cost, degraded, replied=replied, answered=answered)
+    if run.error is not None:
+        key = "contract" if run.error.code == "contract" else "unavailable"
+        return Outcome(None, receipt, STATUS[key], run.error)
+    answer = Answer(
+        output=run.output if answered else None,
+        format="structured_json" if run.task.format == "structured_json" else "text",
+        refused=run.refused,
+        degraded=degraded,
+        citations=run.citations if answered else [],
+        release=run.compiled.ref,
+        route=receipt.route,
+        model=invocation.route.model_name if invocation is not None and replied else None,
+        usage=usage,
+        cost=cost,
+        receipt=run.id,
+    )
+    return Outcome(answer, receipt, STATUS[run.refused.code if run.refused else "answered"])
+
+
+def _receipt(
+    run: Run, usage: Usage, cost: Cost, degraded: Degraded | None, *, replied: bool, answered: bool
+) -> Receipt:
+    request, invocation = run.request, run.invocation
+    provider = invocation.route.provider if invocation is not None and replied else None
+    answering = invocation.route if invocation is not None and replied else run.route
+    return Receipt(
+        id=run.id,
+        time=run.time,
+        identity=run.identity.name,
+        task=request.task,
+        tenant=request.tenant_id,
+        role=request.user_role,
+        scopes=request.data_scope,
+        latency_class=request.latency_class,
+        response_format=run.task.format,
+        profile=request.policy_profile,
+        release=run.compiled.ref,
+        components=dict(run.compiled.components),
+        code_version=__version__,
+        input_digest=run.input_digest,
+        access=run.access,
+        access_policies=run.access_policies,
+        route=answering.name if answering else None,
+        route_why=run.route_why,
+        attempts=invocation.attempts if invocation else [],
+        retrieval=run.retrieval,
+        prompt_digest=run.prompt_digest,
+        prompt_tokens=run.prompt_tokens,
+        prompt_reached_model=provider.reads_prompt if provider else None,
+        guards=list(run.guards.values()),
+        validation=run.validation,
+        cache="off",
+        refused=run.refused,
+        degraded=degraded,
+        usage=usage,
+        cost=cost,
+        stages=run.stages,
+        answer_digest=digest(canonical(run.output)) if answered and run.output is not None else None,
+        error={"error": run.error.code, "stage": run.failed_stage} if run.error else None,
+    )

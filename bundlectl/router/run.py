@@ -1,0 +1,85 @@
+"""One request on its way through the stages: what it brought, and what each stage has found so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from bundlectl.inference.provider import ModelReply, Passage
+from bundlectl.model.contract import Citation, Cost, Refused, Request
+from bundlectl.model.errors import BundlectlError
+from bundlectl.model.receipt import GuardRecord, RetrievalRecord, ValidationRecord
+from bundlectl.retrieval.permission import Filter
+from bundlectl.router.assemble import Compiled, CompiledProfile, CompiledTask
+from bundlectl.router.health import RetryBudget
+from bundlectl.router.identity import Identity
+from bundlectl.router.invocation import Invocation
+from bundlectl.router.limits import TenantLimits
+from bundlectl.router.routing import CompiledRoute
+from bundlectl.stages.output import OutputResult
+
+RefusalCode = Literal["access_denied", "input_blocked", "output_blocked", "no_answer", "unauthenticated", "limited"]
+
+
+class Refusal(Exception):
+    """Ends a request with a refusal."""
+
+    def __init__(self, code: RefusalCode, reason: str) -> None:
+        super().__init__(reason)
+        self.refused = Refused(code=code, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all requests of one router share, whatever the release."""
+
+    limits: TenantLimits
+    budget: RetryBudget
+    chance: Callable[[], float]
+    """Gives a number in [0, 1), for jitter."""
+
+
+@dataclass(slots=True)
+class Run:
+    """The state of one request. It belongs to one release from its first stage to its last."""
+
+    id: str
+    time: datetime
+    request: Request
+    identity: Identity
+    compiled: Compiled
+    task: CompiledTask
+    profile: CompiledProfile
+    shared: Shared
+    input_digest: str
+
+    input: dict[str, Any] = field(default_factory=dict)
+    question: str = ""
+    access: Literal["allow", "deny"] | None = None
+    access_policies: list[str] = field(default_factory=list)
+    guards: dict[str, GuardRecord] = field(default_factory=dict)
+    allowed: Filter | None = None
+    hits: tuple[Any, ...] = ()
+    retrieval: RetrievalRecord | None = None
+    passages: tuple[Passage, ...] = ()
+    messages: list[dict[str, str]] = field(default_factory=list)
+    prompt_digest: str | None = None
+    prompt_tokens: int | None = None
+    route: CompiledRoute | None = None
+    route_why: str = ""
+    invocation: Invocation | None = None
+    reply: ModelReply | None = None
+    checked: OutputResult | None = None
+    output: Any = None
+    citations: list[Citation] = field(default_factory=list)
+    unknown_citations: list[int] = field(default_factory=list)
+    validation: ValidationRecord | None = None
+    asked_again: int = 0
+
+    refused: Refused | None = None
+    error: BundlectlError | None = None
+    failed_stage: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
+    cost: Cost | None = None
