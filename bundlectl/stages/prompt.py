@@ -3,7 +3,7 @@
 A template reads ``input.<declared name>``, ``passages``, ``task`` and ``response_format``, and nothing else; there
 is no loader, no clock and no chance. Values are data: a value that looks like a template is copied, never rendered,
 and reaches templates in read-only form. Fuel bounds how long a template runs (a loop over loops ends in an error);
-it charges for text that a template makes, but not for lists that it concatenates. See DESIGN section 8.
+it charges for text that a template makes. See DESIGN section 8.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ PASSAGE_FIELDS = ("n", "title", "section", "text", "document", "updated")
 
 _NAMES = frozenset({"input", "passages", "task", "response_format"})
 _REACHES_OUT = {"include", "import", "from", "extends"}
-_REMOVED_GLOBALS = ("debug",)
+_REMOVED_GLOBALS = ("debug", "namespace")
+"""``debug`` prints what is loaded. ``namespace`` carries state from one turn of a loop to the next: lists that double,
+which fuel does not count, and a namespace inside itself, which ends the process when it is printed."""
+_MAX_CODE = 4000
+"""Characters of one ``{{ … }}`` or ``{% … %}``: the engine compiles long chains of operators recursively."""
 _RENDER_ERRORS = (TemplateError, AttributeError, KeyError, TypeError, ValueError, RecursionError)
 """The engine's own error, and what calling a method on a value of ours can raise."""
 
@@ -71,6 +75,11 @@ class CompiledPrompt:
         environment = _environment()
         findings: list[PromptFinding] = []
         for index, message in enumerate(prompt.messages):
+            if line := template_text.too_long(message.content, _MAX_CODE):
+                findings.append(
+                    PromptFinding(index, line, f"more than {_MAX_CODE:,} characters of code in one piece")
+                )
+                continue
             try:
                 environment.add_template(f"message {index}", message.content)
             except TemplateError as error:
@@ -123,14 +132,7 @@ class CompiledPrompt:
 
         Any other error may be the values' fault (a template may compute with a number), and is left to rendering.
         """
-        passage = {
-            "n": 1,
-            "title": "title",
-            "section": "section",
-            "text": "text",
-            "document": "document",
-            "updated": "",
-        }
+        passage = {**dict.fromkeys(PASSAGE_FIELDS, "value"), "n": 1}
         context = {
             "input": _frozen(dict.fromkeys(self.inputs, "value")),
             "passages": (_frozen(passage), _frozen(passage)),

@@ -19,6 +19,7 @@ _PIECE = re.compile(
     """,
     re.DOTALL | re.VERBOSE,
 )
+_MARK = re.compile(r"\{[{%]|[%}]\}")
 _STRING = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'""", re.DOTALL)
 _TAG = re.compile(r"\{%[-+]?\s*(\w+)")
 _FILTER = re.compile(r"(?<!\|)\|\s*([A-Za-z_]\w*)")
@@ -45,6 +46,22 @@ def code_of(source: str) -> list[Code]:
             bare = _STRING.sub(lambda string: string[0][0] + " " * (len(string[0]) - 2) + string[0][0], piece[0])
             found.append(Code(piece[0], bare, source.count("\n", 0, piece.start()) + 1))
     return found
+
+
+def too_long(source: str, limit: int) -> int:
+    """Give the line of the first piece of code that has more than ``limit`` characters, roughly; 0 for none.
+
+    Linear and before any parsing, because it shields the engine's parser.
+    """
+    opened = -1
+    for mark in _MARK.finditer(source + "%}"):
+        if mark[0][0] == "{":
+            opened = mark.start() if opened < 0 else opened
+        elif opened >= 0:
+            if mark.start() - opened > limit:
+                return source.count("\n", 0, opened) + 1
+            opened = -1
+    return 0
 
 
 def tags(code: list[Code]) -> Iterator[tuple[str, int]]:
