@@ -1,0 +1,256 @@
+"""From the cases' results to the signed verdict: rules without I/O.
+
+For one scorer (over the suite, or over one tag), with n cases that it applies to, s the sum of the measured
+scores, u unmeasured and e errors, the first line that holds decides:
+
+    1. n = 0                        inconclusive: nothing was measured
+    2. e / n > max_errors           fail if even s + u + e would stay under the floor, else error
+    3. u / n > max_unmeasured       fail if even s + u would stay under the floor, else inconclusive
+    4. s / n < floor                fail: what is missing counts 0
+    5.                              pass
+
+Without a floor a scorer is reported and cannot fail; lines 2 and 3 still hold, line 1 only keeps it from deciding.
+A must-pass case has to score 1 on every deciding scorer that applies to it (at least one): less fails, an error is
+an error whatever ``max_errors``, unmeasured is inconclusive. A suite that demands nothing is inconclusive. So is a
+run that is not complete, whatever its scores; only a failed must-pass case makes it worse. Results over two states
+of one index are inconclusive. The worst verdict wins.
+
+Consequences, held by property tests: lowering a score, or turning a measured score into an error, never brings
+a verdict nearer to pass (fail and error are equally far). The mean that is reported is of the measured scores alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from bundlectl import __version__
+from bundlectl.evaluation.dataset import tags_of
+from bundlectl.evaluation.report import CaseResult, is_complete
+from bundlectl.evaluation.scorers.score import Score
+from bundlectl.evaluation.scorers.table import decides
+from bundlectl.evaluation.suite import LoadedSuite
+from bundlectl.model.attestation import EvaluationResult, ScoreSummary
+from bundlectl.model.suite import Scorer, Suite
+from bundlectl.model.verdict import Verdict, worst
+
+_SLACK = 1e-9
+"""A mean this little under its floor is rounding, not failing."""
+
+_WHYS = 3
+
+
+def summarise(
+    loaded: LoadedSuite,
+    results: Sequence[CaseResult],
+    *,
+    bindings: str,
+    actor: str,
+    started: datetime,
+    finished: datetime,
+    report: str | None = None,
+    tool_version: str = __version__,
+) -> EvaluationResult:
+    """Judge a run.
+
+    Args:
+        loaded: the suite that was run.
+        results: what was measured, each case at most once.
+        bindings: digest of the bindings it ran with.
+        actor: who evaluated, as a principal's id.
+        started: when the run began; an older result from its journal counts from when it was measured.
+        finished: when it ended.
+        report: digest of the per-case report.
+        tool_version: the version that measured.
+
+    Raises:
+        ValueError: a case has two results, or a result belongs to no case of the suite.
+    """
+    by_id = _by_id(loaded, results)
+    complete = is_complete(loaded, results)
+    rows = [row for line in loaded.suite.scorers for row in _rows(line, loaded, by_id, complete)]
+    must_pass = {case_id: _must_pass(case_id, loaded.suite, by_id) for case_id in loaded.suite.must_pass}
+    reasons = [
+        *_completeness(loaded, by_id, complete),
+        *_must_pass_reasons(must_pass, complete),
+        *_index_moved(results),
+        *_demands_nothing(loaded.suite),
+        *((row.verdict, f"{_label(row)}: {row.why}") for row in rows if complete and _counts(row)),
+    ]
+    verdict = worst(verdict for verdict, _ in reasons)
+    return EvaluationResult(
+        suite=loaded.suite.name,
+        suite_digest=loaded.suite_digest,
+        dataset_digest=loaded.dataset_digest,
+        task=loaded.suite.task,
+        cases=len(by_id),
+        verdict=verdict,
+        why=_why(reasons, verdict),
+        scores=rows,
+        must_pass_failed=[case_id for case_id, (found, _) in must_pass.items() if found in ("fail", "error")],
+        complete=complete,
+        report=report,
+        snapshots={index: snapshot for result in reversed(results) for index, snapshot in result.snapshots.items()},
+        bindings=bindings,
+        tool_version=tool_version,
+        started=min([started, *(result.time for result in results)]),
+        finished=finished,
+        actor=actor,
+    )
+
+
+def _by_id(loaded: LoadedSuite, results: Sequence[CaseResult]) -> dict[str, CaseResult]:
+    by_id = {result.id: result for result in results}
+    if len(by_id) != len(results):
+        raise ValueError("a case has two results")
+    if strangers := sorted(by_id.keys() - {case.id for case in loaded.cases}):
+        raise ValueError(f"results belong to no case of the suite: {', '.join(strangers)}")
+    return by_id
+
+
+# ---------------------------------------------------------------- scorers
+
+
+def _rows(
+    line: Scorer, loaded: LoadedSuite, by_id: Mapping[str, CaseResult], complete: bool
+) -> Iterable[ScoreSummary]:
+    """Give the scorer's summary over all cases, then over each tag that has a floor."""
+    for tag, floor in [(None, line.floor), *sorted(line.tags.items())]:
+        scores = [
+            score
+            for case in loaded.cases
+            if (tag is None or tag in tags_of(case))
+            and (result := by_id.get(case.id)) is not None
+            and (score := result.scores.get(line.key)) is not None
+        ]
+        yield judge_scores(line.key, tag, floor, scores, loaded.suite, complete=complete)
+
+
+def judge_scores(
+    key: str, tag: str | None, floor: float | None, scores: Sequence[Score], suite: Suite, *, complete: bool = True
+) -> ScoreSummary:
+    """Judge one scorer's scores by the rule of this module; of an incomplete run nothing passes or fails."""
+    values = [score.value for score in scores if score.value is not None]
+    unmeasured = sum(score.outcome == "unmeasured" for score in scores)
+    errors = sum(score.outcome == "error" for score in scores)
+    if complete:
+        verdict, why = _judge(math.fsum(values), len(scores), unmeasured, errors, floor, suite)
+    else:
+        verdict, why = "inconclusive", "the run is not complete"
+    return ScoreSummary(
+        scorer=key,
+        tag=tag,
+        mean=math.fsum(values) / len(values) if values else None,
+        measured=len(values),
+        unmeasured=unmeasured,
+        errors=errors,
+        floor=floor,
+        verdict=verdict,
+        why=why,
+    )
+
+
+def _judge(
+    total: float, n: int, unmeasured: int, errors: int, floor: float | None, suite: Suite
+) -> tuple[Verdict, str]:
+    def under(best: float) -> bool:
+        return floor is not None and best / n < floor - _SLACK
+
+    if n == 0:
+        return "inconclusive", "no case expects what it measures" + ("" if floor is not None else "; it has no floor")
+    if errors / n > suite.max_errors:
+        if under(total + unmeasured + errors):
+            return "fail", f"under the floor {floor:g}, even if the {errors} errors were right answers"
+        return "error", f"{errors} of {n} are errors; the suite allows {_percent(suite.max_errors)}"
+    if unmeasured / n > suite.max_unmeasured:
+        if under(total + unmeasured):
+            return "fail", f"under the floor {floor:g}, even if the {unmeasured} unmeasured were right"
+        return (
+            "inconclusive",
+            f"{unmeasured} of {n} are unmeasured; the suite allows {_percent(suite.max_unmeasured)}",
+        )
+    missing = f" with {unmeasured + errors} missing counted as 0" if unmeasured + errors else ""
+    if under(total):
+        return "fail", f"{total / n:.3f}{missing} is under the floor {floor:g}"
+    if floor is None:
+        return "pass", "reported; it has no floor"
+    return "pass", f"{total / n:.3f}{missing} reaches the floor {floor:g}"
+
+
+def _counts(row: ScoreSummary) -> bool:
+    """Say whether a row takes part in the verdict: all but those that neither demand nor measured anything."""
+    return row.floor is not None or row.measured + row.unmeasured + row.errors > 0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %" if share else "none"
+
+
+def _label(row: ScoreSummary) -> str:
+    return f"{row.scorer} [{row.tag}]" if row.tag is not None else row.scorer
+
+
+# ---------------------------------------------------------------- what holds for the whole run
+
+Reason = tuple[Verdict, str]
+
+
+def _must_pass(case_id: str, suite: Suite, by_id: Mapping[str, CaseResult]) -> Reason:
+    result = by_id.get(case_id)
+    if result is None:
+        return "inconclusive", "it was not run"
+    deciding = {line.key: result.scores.get(line.key) for line in suite.scorers if decides(line)}
+    scores = {key: score for key, score in deciding.items() if score is not None}
+    if result.error is not None:
+        return "error", result.error
+    if not scores:
+        return "inconclusive", "no deciding scorer applies to it"
+    found: dict[Verdict, str] = {"pass": ""}
+    for key, score in scores.items():
+        if score.outcome == "error":
+            found.setdefault("error", f"{key}: {score.why}")
+        elif score.outcome == "unmeasured":
+            found.setdefault("inconclusive", f"{key}: {score.why}")
+        elif score.value is not None and score.value < 1 - _SLACK:
+            found.setdefault("fail", f"{key} is {score.value:g}" + (f" ({score.why})" if score.why else ""))
+    verdict = worst(found)
+    return verdict, found[verdict]
+
+
+def _must_pass_reasons(must_pass: Mapping[str, Reason], complete: bool) -> list[Reason]:
+    # Cases that an incomplete run did not reach are already why it is incomplete.
+    told = {case_id: reason for case_id, reason in must_pass.items() if complete or reason[0] in ("fail", "error")}
+    return [(verdict, f"must pass: {case_id}: {why}") for case_id, (verdict, why) in told.items()]
+
+
+def _completeness(loaded: LoadedSuite, by_id: Mapping[str, CaseResult], complete: bool) -> list[Reason]:
+    if complete:
+        return []
+    return [("inconclusive", f"{len(by_id)} of {len(loaded.cases)} cases were run")]
+
+
+def _index_moved(results: Sequence[CaseResult]) -> list[Reason]:
+    seen: dict[str, set[str]] = {}
+    for result in results:
+        for index, snapshot in result.snapshots.items():
+            seen.setdefault(index, set()).add(snapshot)
+    return [
+        ("inconclusive", f"index {index} moved during the run: {len(snapshots)} snapshots answered")
+        for index, snapshots in sorted(seen.items())
+        if len(snapshots) > 1
+    ]
+
+
+def _demands_nothing(suite: Suite) -> list[Reason]:
+    if suite.must_pass or any(line.floor is not None or line.tags for line in suite.scorers):
+        return []
+    return [("inconclusive", "the suite demands nothing: it has no floor and no must-pass case")]
+
+
+def _why(reasons: Sequence[Reason], verdict: Verdict) -> str:
+    if verdict == "pass":
+        return ""
+    found = [why for its, why in reasons if its == verdict]
+    more = len(found) - _WHYS
+    return "; ".join(found[:_WHYS]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,75 @@
+"""Scorers for how a request was treated: refusal, forbidden, latency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from bundlectl.evaluation.scorers.score import Score, measured
+from bundlectl.model.contract import Answer
+from bundlectl.model.receipt import Receipt
+from bundlectl.model.suite import Case
+from bundlectl.model.types import Strict
+
+
+class NoOptions(Strict):
+    """A scorer without options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """1 when the request was refused with the expected code, or answered where ``refusal: false``; else 0."""
+
+    def applies(self, case: Case) -> bool:
+        """Cases with ``expected.refusal``."""
+        return case.expected.refusal is not None
+
+    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+        """Compare the codes; a wrong kind of refusal is wrong."""
+        wanted = case.expected.refusal or "an answer"
+        got = answer.refused.code if answer.refused is not None else "an answer"
+        return measured(1) if got == wanted else measured(0, f"expected {wanted}, got {got}")
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """1 when no forbidden document is among the chunks that were retrieved (packed or not) nor cited; else 0.
+
+    Nothing retrieved is nothing leaked: a request that was refused before the search scores 1.
+    """
+
+    def applies(self, case: Case) -> bool:
+        """Cases with at least one of ``expected.forbidden_documents``."""
+        return bool(case.expected.forbidden_documents)
+
+    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+        """Look for each."""
+        retrieved = {chunk.document for chunk in receipt.retrieval.chunks} if receipt.retrieval is not None else set()
+        cited = {citation.document for citation in answer.citations}
+        leaked = sorted((retrieved | cited) & set(case.expected.forbidden_documents or []))
+        return measured(0, "reached: " + ", ".join(leaked)) if leaked else measured(1)
+
+
+class LatencyOptions(Strict):
+    """``seconds``: the bound, from request to whole answer."""
+
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """1 when the answer or refusal came within the bound; else 0. The mean is the share that did."""
+
+    options: LatencyOptions
+
+    def applies(self, case: Case) -> bool:
+        """Every case."""
+        return True
+
+    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+        """Compare."""
+        if seconds <= self.options.seconds:
+            return measured(1)
+        return measured(0, f"{seconds:.3f} s, over {self.options.seconds:g} s")

@@ -1,0 +1,92 @@
+"""What a score is, and what a scorer promises.
+
+Three things are told apart. A scorer that does not *apply* to a case (the case has no such expectation) gives no
+score at all, and the case is not counted. A score is *unmeasured* when the case has the expectation but nothing
+was there to measure it on. It is an *error* when the measuring itself failed. Neither of the last two is a zero
+or a one, and neither ever helps a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field, model_validator
+
+from bundlectl.model.contract import Answer
+from bundlectl.model.errors import BundlectlError
+from bundlectl.model.receipt import Receipt
+from bundlectl.model.suite import Case
+from bundlectl.model.types import Strict
+
+
+class Score(Strict):
+    """One scorer's word on one case. ``value`` in [0, 1], there exactly when ``outcome`` is measured.
+
+    ``why`` never quotes the question or the answer: it goes into reports that people pass around.
+    """
+
+    value: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    outcome: Literal["measured", "unmeasured", "error"]
+    why: str = ""
+
+    @model_validator(mode="after")
+    def _value_if_measured(self) -> Score:
+        if (self.value is not None) != (self.outcome == "measured"):
+            raise ValueError("a score has a value exactly when it is measured")
+        return self
+
+
+def measured(value: float, why: str = "") -> Score:
+    """Make a measured score; a value that is no number in [0, 1] makes an error of it."""
+    if math.isnan(value) or not 0 <= value <= 1:
+        return failed(f"the scorer gave {value}, which is no score between 0 and 1")
+    return Score(value=float(value), outcome="measured", why=why)
+
+
+def unmeasured(why: str) -> Score:
+    """Make the score of a case whose expectation there was nothing to measure on."""
+    return Score(outcome="unmeasured", why=why)
+
+
+def failed(why: str) -> Score:
+    """Make the score of a case that could not be measured because something broke."""
+    return Score(outcome="error", why=why)
+
+
+class Scorer(Protocol):
+    """Measures one thing. Pure: the same case, answer and receipt give the same score."""
+
+    def applies(self, case: Case) -> bool:
+        """Say whether the case expects what this scorer measures. Depends on the case alone."""
+        ...
+
+    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+        """Score a case that the scorer applies to.
+
+        Args:
+            case: what was asked, and what a right answer shows.
+            answer: what came.
+            receipt: the record of how it came.
+            seconds: wall time from request to answer.
+        """
+        ...
+
+
+_FORESEEN = (ArithmeticError, AttributeError, BundlectlError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a scorer raises when an answer has a shape it was not made for."""
+
+
+def score_case(scorer: Scorer, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score | None:
+    """Score a case; ``None`` when the scorer does not apply. A scorer that raises makes an error, never a value."""
+    if not scorer.applies(case):
+        return None
+    try:
+        given = scorer.score(case, answer, receipt, seconds)
+    except _FORESEEN as error:
+        # The message may quote the answer, so only its type is kept.
+        return failed(f"the scorer broke: {type(error).__name__}")
+    if given.outcome == "measured":
+        # A score that was made past its checks (model_construct) is checked again: NaN would poison every mean.
+        return measured(math.nan if given.value is None else given.value, given.why)
+    return given

@@ -1,0 +1,92 @@
+"""The scorers by the name that suites use, and how a suite's line becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from bundlectl.evaluation.scorers.conduct import Forbidden, Latency, LatencyOptions, NoOptions, Refusal
+from bundlectl.evaluation.scorers.form import JsonSchema, SchemaOptions
+from bundlectl.evaluation.scorers.retrieval import (
+    Formula,
+    RetrievalOptions,
+    RetrievalScorer,
+    hit,
+    mrr,
+    ndcg,
+    recall,
+)
+from bundlectl.evaluation.scorers.score import Scorer
+from bundlectl.evaluation.scorers.text import Contains, Exact, Regex, TextOptions
+from bundlectl.model.components import Output
+from bundlectl.model.suite import Scorer as ScorerLine
+from bundlectl.model.types import Strict
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of scorer.
+
+    ``options``: what its ``options`` may hold. ``decides``: whether a must-pass case has to score 1 here unless
+    the suite says otherwise; not so where less than 1 is no failure.
+    """
+
+    options: type[Strict]
+    make: Callable[[ScorerLine, Any, Output | None], Scorer]
+    decides: bool = True
+
+
+def _text(make: Callable[[TextOptions], Scorer], line: ScorerLine, options: Any, output: Output | None) -> Scorer:
+    return make(options)
+
+
+def _retrieval(formula: Formula, line: ScorerLine, options: Any, output: Output | None) -> Scorer:
+    return RetrievalScorer(formula, line.by, line.k, options)
+
+
+def _schema(line: ScorerLine, options: Any, output: Output | None) -> Scorer:
+    own = output.schema_ if output is not None else None
+    return JsonSchema(options.schema_ if options.schema_ is not None else own)
+
+
+KINDS: Mapping[str, Kind] = {
+    "exact": Kind(TextOptions, partial(_text, Exact)),
+    "contains": Kind(TextOptions, partial(_text, Contains)),
+    "regex": Kind(TextOptions, partial(_text, Regex)),
+    "json_schema": Kind(SchemaOptions, _schema),
+    "retrieval_hit": Kind(RetrievalOptions, partial(_retrieval, hit)),
+    "retrieval_recall": Kind(RetrievalOptions, partial(_retrieval, recall), decides=False),
+    "retrieval_mrr": Kind(RetrievalOptions, partial(_retrieval, mrr), decides=False),
+    "retrieval_ndcg": Kind(RetrievalOptions, partial(_retrieval, ndcg), decides=False),
+    "refusal": Kind(NoOptions, lambda line, options, output: Refusal()),
+    "forbidden": Kind(NoOptions, lambda line, options, output: Forbidden()),
+    "latency": Kind(LatencyOptions, lambda line, options, output: Latency(options), decides=False),
+}
+"""Every scorer there is."""
+
+
+def make_scorer(line: ScorerLine, output: Output | None) -> Scorer:
+    """Make the scorer of one line of a suite.
+
+    Args:
+        line: the line; its kind exists.
+        output: how the bundle's task answers.
+
+    Raises:
+        ValidationError: the options are not the kind's.
+        ValueError: the schema in the options is none.
+    """
+    kind = KINDS[line.name]
+    return kind.make(line, kind.options.model_validate(line.options), output)
+
+
+def make_scorers(lines: Sequence[ScorerLine], output: Output | None) -> dict[str, Scorer]:
+    """Make every scorer of a suite, by the key that its scores are reported under; the lines were checked before."""
+    return {line.key: make_scorer(line, output) for line in lines}
+
+
+def decides(line: ScorerLine) -> bool:
+    """Say whether a must-pass case has to score 1 on this line."""
+    return KINDS[line.name].decides if line.must_pass is None else line.must_pass

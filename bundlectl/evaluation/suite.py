@@ -1,0 +1,153 @@
+"""Read a suite with its dataset, and choose the cases of a run."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bundlectl.bundling.documents import read_document
+from bundlectl.bundling.messages import problems_of, suggest
+from bundlectl.bundling.yaml import Document
+from bundlectl.evaluation.dataset import Dataset, read_dataset
+from bundlectl.evaluation.scorers.table import KINDS, make_scorer
+from bundlectl.model.canonical import canonical, digest
+from bundlectl.model.contract import Request
+from bundlectl.model.errors import Problem, SourceError, UsageError
+from bundlectl.model.suite import Case, Suite
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSuite:
+    """A suite whose every line was checked.
+
+    ``cases``: those of the suite's splits, in the dataset's order; ``chosen``: those of this run, the same unless
+    narrowed by :meth:`only`. ``dataset_digest`` is of the whole dataset, whatever the splits.
+    """
+
+    suite: Suite
+    cases: tuple[Case, ...]
+    chosen: tuple[Case, ...]
+    suite_digest: str
+    dataset_digest: str
+    folder: Path
+
+    @property
+    def whole(self) -> bool:
+        """Whether the run is to cover every case."""
+        return len(self.chosen) == len(self.cases)
+
+    def only(self, patterns: Sequence[str]) -> LoadedSuite:
+        """Narrow the run to cases whose id is, or matches (``*``, ``?``), one of the patterns.
+
+        Such a run is not complete and never passes.
+
+        Raises:
+            UsageError: a pattern matches no case.
+        """
+        wanted: set[str] = set()
+        for pattern in patterns:
+            found = {case.id for case in self.cases if fnmatch.fnmatchcase(case.id, pattern) or case.id == pattern}
+            if not found:
+                raise UsageError(
+                    f"No case of suite {self.suite.name} has the id {pattern!r}.",
+                    fix=suggest(pattern, [case.id for case in self.cases]),
+                )
+            wanted |= found
+        return replace(self, chosen=tuple(case for case in self.cases if case.id in wanted))
+
+
+def read_suite(path: Path) -> LoadedSuite:
+    """Read a suite file and the dataset beside it.
+
+    Raises:
+        SourceError: either cannot be read or is wrong; every problem with file and line.
+    """
+    suite, document = read_document(path, Suite)
+    problems = [*_scorer_problems(suite, document)]
+    dataset: Dataset | None = None
+    try:
+        dataset = read_dataset(path.parent, suite.dataset)
+    except SourceError as error:
+        problems += error.problems
+    if dataset is None or problems:
+        raise SourceError(problems)
+    cases = tuple(case for case in dataset.cases if suite.splits is None or case.split in suite.splits)
+    problems += _choice_problems(suite, dataset, cases, document)
+    problems += [
+        Problem(str(path.parent / suite.dataset), 0, f"case {case.id!r} makes no request: {why}")
+        for case in cases
+        if (why := _no_request(case, suite))
+    ]
+    if problems:
+        raise SourceError(problems)
+    return LoadedSuite(suite, cases, cases, digest(canonical(suite.form())), dataset.digest, path.parent)
+
+
+def request_of(case: Case, suite: Suite, profile: str) -> Request:
+    """Give the request that asks a case; ``profile`` is used where neither case nor suite names one."""
+    return Request(
+        task=suite.task,
+        tenant_id=case.tenant,
+        user_role=case.role,
+        data_scope=case.scopes,
+        latency_class=case.latency_class,
+        response_format=case.response_format,
+        policy_profile=case.profile or suite.profile or profile,
+        input=case.input,
+    )
+
+
+def _no_request(case: Case, suite: Suite) -> str:
+    try:
+        request_of(case, suite, "any")
+    except ValidationError as error:
+        return "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False))
+    return ""
+
+
+def _scorer_problems(suite: Suite, document: Document) -> list[Problem]:
+    problems: list[Problem] = []
+    keys: dict[str, int] = {}
+    for position, line in enumerate(suite.scorers):
+        here = ("scorers", position)
+        if line.name not in KINDS:
+            message = f"there is no scorer {line.name!r}"
+            problems.append(document.problem((*here, "name"), message, suggest(line.name, KINDS)))
+            continue
+        if keys.setdefault(line.key, position) != position:
+            message = f"a second scorer reports as {line.key!r}"
+            problems.append(document.problem(here, message, "give one another name with 'as'"))
+        try:
+            make_scorer(line, None)
+        except ValidationError as error:
+            problems += problems_of(error, document, KINDS[line.name].options, (*here, "options"))
+        except ValueError as error:
+            summary = str(error).split("\n", 1)[0]
+            problems.append(document.problem((*here, "options", "schema"), f"this is no JSON Schema: {summary}"))
+    return problems
+
+
+def _choice_problems(suite: Suite, dataset: Dataset, cases: Sequence[Case], document: Document) -> list[Problem]:
+    """Find what the suite names and the dataset does not have."""
+    problems: list[Problem] = []
+    splits = {case.split for case in dataset.cases if case.split is not None}
+    for position, split in enumerate(suite.splits or []):
+        if split not in splits:
+            message = f"no case of {suite.dataset} has the split {split!r}"
+            problems.append(document.problem(("splits", position), message, suggest(split, splits)))
+    if not cases and not problems:
+        problems.append(document.problem(("splits",), "the splits choose no case"))
+    known = {case.id for case in dataset.cases}
+    chosen = {case.id for case in cases}
+    for position, case_id in enumerate(suite.must_pass):
+        if case_id not in known:
+            message = f"no case of {suite.dataset} has the id {case_id!r}"
+            problems.append(document.problem(("must_pass", position), message, suggest(case_id, known)))
+        elif case_id not in chosen:
+            message = f"the case {case_id!r} must pass and is in none of the splits"
+            problems.append(document.problem(("must_pass", position), message, "add its split, or leave it out"))
+    return problems
