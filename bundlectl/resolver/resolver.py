@@ -180,12 +180,12 @@ class Resolver(Generic[T]):
             recalled = await self._in_thread(self._follower.recall)
         except VerificationFailed as error:
             self._tell("alarm", f"The last good is not used: {error.what} {error.why}".strip(), error)
-        error = await self._look()
+        problem = await self._look()
         if self._prepared is not None:
             return
         if recalled is None:
-            assert error is not None  # without one, _look has prepared something
-            raise error
+            assert problem is not None  # without one, _look has prepared something
+            raise problem
         await self._serve(recalled, "last_good")
         # Judged again by the newest keyring, which the look may have fetched although head was refused.
         await self._look()
@@ -249,6 +249,9 @@ class Resolver(Generic[T]):
 
     def _judge(self, step: Step) -> None:
         """Stop, resume and raise alarms about what serves, before anything new is prepared."""
+        now = {f"alarm {alarm}" for alarm in (*step.alarms, *step.doubts)}
+        for slot in [slot for slot in self._told if slot.startswith("alarm ") and slot not in now]:
+            del self._told[slot]
         for alarm in (*step.alarms, *step.doubts):
             self._tell("alarm", alarm)
         if step.stop is not None:
