@@ -7,20 +7,18 @@ import re
 import tempfile
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import open_trust
 from bundlectl.bundling.documents import load_document
 from bundlectl.insight.diff import DocumentChange
 from bundlectl.model.attestation import SNAPSHOT_PAYLOAD_TYPE
-from bundlectl.model.canonical import canonical, parse_json
-from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot
+from bundlectl.model.canonical import canonical
+from bundlectl.model.documents import IndexPointer, IndexSource
 from bundlectl.model.errors import NotFound, Problem, SourceError, UsageError, VerificationFailed
 from bundlectl.model.types import Strict, format_time
 from bundlectl.registry.layout import index_folder
-from bundlectl.trust.envelope import envelope_bytes, parse_envelope, payload_of, seal, signed_by
-from bundlectl.trust.keyring import ACTIVE_OR_RETIRED
+from bundlectl.registry.pointers import parse_pointer, read_pointer, read_snapshot
+from bundlectl.trust.envelope import envelope_bytes, seal
 
 
 class IndexBuilt(Strict):
@@ -115,7 +113,7 @@ def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path |
         documents=len(snapshot.documents),
         sections=sum(len(document.sections) for document in snapshot.documents),
         chunks=sum(len(document.chunks) for document in snapshot.documents),
-        changed=before is None or _parse_pointer(before.data).snapshot != found,
+        changed=before is None or parse_pointer(before.data).snapshot != found,
         folder=str(folder),
         pinned=str(pinned) if pinned else None,
     )
@@ -128,8 +126,8 @@ def index_show(ctx: Context, app: str, index: str) -> IndexShown:
         NotFound: the index was never built.
         VerificationFailed: its pointer or snapshot is not what it must be.
     """
-    pointer = read_pointer(ctx, app, index)
-    snapshot = read_snapshot(ctx, app, pointer.snapshot)
+    pointer, _ = read_pointer(ctx.registry, open_trust(ctx), app, index)
+    snapshot = read_snapshot(ctx.registry, app, pointer.snapshot)
     scopes: dict[str, int] = {}
     tenants: dict[str, int] = {}
     for document in snapshot.documents:
@@ -163,7 +161,7 @@ def section_changes(ctx: Context, app: str, a: str, b: str) -> list[DocumentChan
     from bundlectl.retrieval.index import open_index
     from bundlectl.retrieval.sections import diff_snapshots
 
-    first, second = read_snapshot(ctx, app, a), read_snapshot(ctx, app, b)
+    first, second = read_snapshot(ctx.registry, app, a), read_snapshot(ctx.registry, app, b)
     texts = []
     for snapshot in (first, second):
         try:
@@ -182,40 +180,6 @@ def section_changes(ctx: Context, app: str, a: str, b: str) -> list[DocumentChan
     ]
 
 
-def read_snapshot(ctx: Context, app: str, snapshot: str) -> Snapshot:
-    """Read a snapshot by its digest.
-
-    Raises:
-        NotFound: it is not stored.
-        VerificationFailed: its bytes are others, or not a snapshot.
-    """
-    data = ctx.registry.get_blob(app, snapshot)
-    try:
-        return Snapshot.model_validate(parse_json(data, what=f"snapshot {snapshot}"))
-    except ValidationError as error:
-        raise VerificationFailed(f"{snapshot} is not a snapshot.", why=str(error)) from error
-
-
-def read_pointer(ctx: Context, app: str, index: str) -> IndexPointer:
-    """Read and verify the pointer at an index's newest snapshot.
-
-    Raises:
-        NotFound: the index was never built.
-        VerificationFailed: no indexer signed it, or it is another index's.
-    """
-    stored = ctx.registry.index_pointer(app, index)
-    if stored is None:
-        raise NotFound(f"{app} has no index {index!r}.", fix="bundlectl index build FILE")
-    envelope = parse_envelope(stored.data, f"pointer of index {index}")
-    indexers = open_trust(ctx).principals("indexer", app, None, states=ACTIVE_OR_RETIRED)
-    pointer = _parse_pointer(stored.data)
-    if not signed_by(envelope, indexers):
-        raise VerificationFailed(f"The pointer of index {index!r} is not signed by an indexer of {app}.")
-    if (pointer.app, pointer.index) != (app, index):
-        raise VerificationFailed(f"The pointer of index {index!r} is that of {pointer.app}/{pointer.index}.")
-    return pointer
-
-
 def tables_folder(ctx: Context, app: str, index: str) -> Path:
     """Give the folder of an index's tables in a folder registry.
 
@@ -226,16 +190,6 @@ def tables_folder(ctx: Context, app: str, index: str) -> Path:
     if folder is None:
         raise UsageError("An index is only built into a registry that is a folder, in this version.")
     return folder / index_folder(app, index)
-
-
-def _parse_pointer(data: bytes) -> IndexPointer:
-    envelope = parse_envelope(data, "index pointer")
-    if envelope.payloadType != SNAPSHOT_PAYLOAD_TYPE:
-        raise VerificationFailed("The index pointer's envelope holds something else.", why=envelope.payloadType)
-    try:
-        return IndexPointer.model_validate(parse_json(payload_of(envelope), what="index pointer"))
-    except ValidationError as error:
-        raise VerificationFailed("The index pointer does not have its form.", why=str(error)) from error
 
 
 def _app_of(folder: Path) -> str:

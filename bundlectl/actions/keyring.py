@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import open_current_policy, open_trust, pin_file
 from bundlectl.model.errors import UsageError
-from bundlectl.model.keyring import EvaluationRequirement, Keyring, Policy
+from bundlectl.model.keyring import EvaluationRequirement, Keyring, Policy, Role
 from bundlectl.model.types import Strict, format_time
 from bundlectl.registry.registry import Registry
 from bundlectl.storage.directory import DirectoryStore
@@ -18,7 +19,17 @@ from bundlectl.trust.keyring import keyring_digest, seal_keyring
 from bundlectl.trust.policy import new_policy, seal_policy
 from bundlectl.trust.signers import Signer, generate_key, open_signer
 
-DEVELOPMENT_ROLES = ("root", "owner", "builder", "evaluator", "approver", "promoter", "renewer", "indexer", "gc")
+DEVELOPMENT_ROLES: tuple[Role | Literal["root", "owner"], ...] = (
+    "root",
+    "owner",
+    "builder",
+    "evaluator",
+    "approver",
+    "promoter",
+    "renewer",
+    "indexer",
+    "gc",
+)
 
 
 class ShownPrincipal(Strict):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from bundlectl.actions.context import Context
 from bundlectl.model.bundle import Bundle
-from bundlectl.model.canonical import digest
 from bundlectl.model.errors import NotFound, UsageError, VerificationFailed
 from bundlectl.model.reference import (
     BundleReference,
@@ -17,10 +15,12 @@ from bundlectl.model.reference import (
     parse_reference,
 )
 from bundlectl.registry.head import parse_head, place
-from bundlectl.registry.registry import Registry, check_app
+from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry, Releases
-from bundlectl.trust.envelope import parse_envelope, payload_of
-from bundlectl.trust.keyring import VerifiedKeyring, next_keyring, open_keyring
+from bundlectl.resolver.keyrings import first_pin
+from bundlectl.resolver.keyrings import open_trust as open_chain_of
+from bundlectl.trust.envelope import parse_envelope
+from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy, open_policy
 
 PIN_FILE = "pin"
@@ -44,10 +44,7 @@ def read_pin(ctx: Context) -> str:
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
     if ctx.trust_first_use and ctx.registry_folder is not None:
-        data = ctx.registry.keyring_bytes(1)
-        if data is None:
-            raise NotFound(f"The registry {ctx.registry_url} has no keyring.", fix="Make one: bundlectl keyring init")
-        pin = digest(payload_of(parse_envelope(data, "keyring 1")))
+        pin = first_pin(ctx.registry)
         file.write_text(pin + "\n", encoding="utf-8")
         ctx.reporter.warn(f"trusting keyring 1 of {ctx.registry_url} on first use: {pin}")
         return pin
@@ -62,38 +59,10 @@ def open_trust(ctx: Context) -> VerifiedKeyring:
     """Open the pinned keyring and every later version, each on the word of the one before.
 
     Raises:
+        NotFound: the registry has no keyring.
         VerificationFailed: a version is missing, breaks a rule, or was rotated by too few.
     """
-    pin = read_pin(ctx)
-    trusted: VerifiedKeyring | None = None
-    registry_id: str | None = None
-    before: str | None = None
-    for version, data in _keyrings(ctx.registry):
-        found = digest(payload_of(parse_envelope(data, f"keyring {version}")))
-        registry_id = registry_id or found
-        if trusted is not None:
-            trusted = next_keyring(trusted, data)
-        elif found == pin:
-            trusted = open_keyring(data, pin, registry=registry_id)
-            if trusted.document.previous != before:
-                raise VerificationFailed(
-                    f"Keyring {version} does not follow the keyring {version - 1} that is stored."
-                )
-        before = found
-    if trusted is None:
-        raise VerificationFailed(
-            f"No keyring of {ctx.registry_url} is the pinned one.",
-            why=f"The pin is {pin}.",
-            fix="If you meant another registry, name the right one; if not, someone replaced its keyring.",
-        )
-    return trusted
-
-
-def _keyrings(registry: Registry) -> Iterator[tuple[int, bytes]]:
-    version = 1
-    while (data := registry.keyring_bytes(version)) is not None:
-        yield version, data
-        version += 1
+    return open_chain_of(ctx.registry, read_pin(ctx))
 
 
 def registry_id(keyring: VerifiedKeyring) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bundlectl.cli import source
+from bundlectl.cli import releases, source
 
 app = typer.Typer(
     name="bundlectl",
@@ -36,7 +36,7 @@ def _options(
     """Build, evaluate, sign, promote and roll back AI release bundles, and serve what was verified."""
 
 
-for family in (source,):
+for family in (source, releases):
     family.register(app)
 
 

@@ -82,6 +82,17 @@ class Session:
 
         return getpass.getpass(f"Passphrase of {uri}: ").encode()
 
+    def ask_confirmation(self, environment: str) -> str | None:
+        """Ask a person at a terminal to type the environment's name; None without a person or without a need.
+
+        Only ``prod`` is asked for; another environment that wants a confirmation says so and names the flag.
+        """
+        if environment != "prod" or not self.interactive or self.output == "json":
+            return None
+        sys.stderr.write(f"This changes {environment}. Type its name to go on: ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip() or None
+
     def show(self, result: Strict, render: Callable[[Console], None]) -> None:
         """Print a result: as JSON by its schema, or as text by ``render``."""
         if self.output == "json":

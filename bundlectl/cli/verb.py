@@ -25,9 +25,32 @@ RegistryOption = Annotated[
 ]
 OutputOption = Annotated[
     Literal["text", "json"],
-    typer.Option("--output", "-o", metavar="text|json", help="How the result is written to stdout.", show_default=False),
+    typer.Option(
+        "--output", "-o", metavar="text|json", help="How the result is written to stdout.", show_default=False
+    ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", show_default=False)]
+
+SignerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--signer",
+        metavar="URI",
+        help="The key to sign with: file:PATH [env: BUNDLECTL_SIGNER; default: the workspace's development key]",
+        show_default=False,
+    ),
+]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Why. It is part of the release for ever.", show_default=False)
+]
+ConfirmOption = Annotated[
+    str | None,
+    typer.Option("--confirm", metavar="ENV", help="The environment's name again, where its gate asks for it."),
+]
+FirstUseOption = Annotated[
+    bool,
+    typer.Option("--trust-first-use", help="Pin keyring 1 of a folder registry that has no pin yet."),
+]
 
 _GLOBALS = {"registry": (RegistryOption, None), "output": (OutputOption, "text"), "debug": (DebugOption, False)}
 
@@ -74,9 +97,7 @@ def run_guarded(
     from bundlectl.cli.session import Session
     from bundlectl.model.errors import BundlectlError
 
-    session = Session(
-        registry_url=registry or os.environ.get("BUNDLECTL_REGISTRY") or "", output=output, debug=debug
-    )
+    session = Session(registry_url=registry or os.environ.get("BUNDLECTL_REGISTRY") or "", output=output, debug=debug)
     try:
         body(session)
         session.flush()
