@@ -389,7 +389,7 @@ class World:
         head, release = parse_head(entry_.data, "head")
         origins = next_origins(head, release, "rollback")
         parts = {"origins": origins, "evidence": head.evidence, "policies": self._policies(head, origins)}
-        return self.head(environment, release.bundle, action="rollback", **(parts | bent))
+        return self.head(environment, bent.pop("bundle", release.bundle), action="rollback", **(parts | bent))
 
     def rollback(self, environment: str, serial: int, **bent: Any) -> HeadState:
         """Commit a rollback to the release of a serial."""
@@ -405,7 +405,7 @@ class World:
             "evidence": head.evidence,
             "policies": head.policies,
         }
-        return self.head(environment, release.bundle, action="renewal", **(kept | parts | bent))
+        return self.head(environment, bent.pop("bundle", release.bundle), action="renewal", **(kept | parts | bent))
 
     def renew(self, environment: str, **bent: Any) -> HeadState:
         """Commit a renewal of the present head."""
@@ -422,7 +422,7 @@ class World:
             "bindings": bindings.form(),
         }
         parts = {"origins": origins, "evidence": head.evidence, "policies": self._policies(head, origins)}
-        return self.head(environment, release.bundle, action="rebind", **(kept | parts | bent))
+        return self.head(environment, bent.pop("bundle", release.bundle), action="rebind", **(kept | parts | bent))
 
     def rebind(self, environment: str, bindings: Bindings, **bent: Any) -> HeadState:
         """Commit a rebind of the present head."""
