@@ -35,7 +35,7 @@ def parse_json_file(data: bytes, file: str) -> tuple[dict[str, Any] | None, list
         return wrong(1, f"values are nested deeper than {MAX_DEPTH} levels")
     if not isinstance(value, dict):
         return wrong(1, "the file must hold a JSON object", "{…}")
-    if _depth(value) > MAX_DEPTH:
+    if _too_deep(value):
         return wrong(1, f"values are nested deeper than {MAX_DEPTH} levels")
     if re.search("\\\\u[dD][89a-fA-F]", text) and _surrogate(value):
         return wrong(1, "a text holds half a character (a surrogate)", "write the whole character")
@@ -110,12 +110,11 @@ def _children(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level and depth <= MAX_DEPTH:
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
         level = [child for node in level for child in _children(node)]
-        depth += 1
-    return depth - 1
+    return bool(level)
 
 
 def _surrogate(value: Any) -> bool:
