@@ -40,14 +40,17 @@ class Rows:
                 self.ids.append(id_)
             seen.add(id_)
         columns = [name for name in fetched.column_names if not name.startswith("_")]
-        taken = fetched.select(columns).take(fresh)
+        taken = fetched.select(columns).take(pa.array(fresh, pa.int64()))  # typed: an empty list has no type
         self._table = taken if self._table is None else pa.concat_tables([self._table, taken])
 
     def only(self, chosen: Sequence[int]) -> Rows:
         """Give some of the rows, in that order."""
+        import pyarrow as pa
+
         made = Rows(self.asked)
         made.ids = [self.ids[row] for row in chosen]
-        made._table = None if self._table is None else self._table.take(list(chosen))
+        if self._table is not None:
+            made._table = self._table.take(pa.array(list(chosen), pa.int64()))
         return made
 
     def form(self, row: int) -> bytes:

@@ -108,7 +108,7 @@ def cosine(vectors: NDArray[np.float32], query: Sequence[float]) -> Floats:
     return np.round(scores, DIGITS)
 
 
-LEXICAL_WEIGHT = 0.8
+LEXICAL_WEIGHT = 0.6
 """Share of the lexical score in a hybrid one: docs/decisions/retrieval-default.md."""
 
 
