@@ -6,6 +6,7 @@ and indexes are opened. If any of it fails nothing is made, and what serves now 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -140,27 +141,48 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         NotFound: a credential or an index is missing.
         BackendUnavailable: an index cannot be opened.
     """
+    # Compiling takes tens of milliseconds, and this runs on the loop that is answering requests.
+    made = await asyncio.to_thread(_compile, bundle, bindings, world)
     parts = bundle.components
-    _check_bindings(parts, bindings)
-    access = AccessPolicy.compile(parts.access, bundle.blobs)
-    _check_cases(access)
-    profiles = {name: _profile(profile) for name, profile in parts.guardrails.items()}
-    routes = {name: _route(name, route, parts, bindings, world) for name, route in parts.routes.routes.items()}
-    _check_routes(parts)
     indexes = await _open_indexes(parts, bindings, world)
-    prompts = {name: CompiledPrompt.compile(name, prompt) for name, prompt in parts.prompts.items()}
     return Compiled(
         app=parts.application.app,
         ref=ref,
         components=bundle.component_digests(),
-        tasks={name: _task(name, parts, prompts, profiles, indexes) for name in parts.application.tasks},
-        routes=routes,
+        tasks={name: _task(name, parts, made, indexes) for name in parts.application.tasks},
+        routes=made.routes,
         select=RouteTable(parts.routes.select),
-        access=access,
+        access=made.access,
         identities=KnownIdentities(bindings.identities.api_keys),
         limits=bindings.limits.tenants,
         breakers={name: Breaker() for name in parts.models},
         input_key=world.input_key,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What is compiled of a bundle before its indexes are opened. ``outputs`` by task."""
+
+    access: AccessPolicy
+    profiles: Mapping[str, CompiledProfile]
+    prompts: Mapping[str, CompiledPrompt]
+    outputs: Mapping[str, CompiledOutput]
+    routes: Mapping[str, CompiledRoute]
+
+
+def _compile(bundle: Bundle, bindings: Bindings, world: World) -> _Made:
+    parts = bundle.components
+    _check_bindings(parts, bindings)
+    _check_names(parts)
+    access = AccessPolicy.compile(parts.access, bundle.blobs)
+    _check_cases(access)
+    return _Made(
+        access=access,
+        profiles={name: _profile(profile) for name, profile in parts.guardrails.items()},
+        prompts={name: CompiledPrompt.compile(name, prompt) for name, prompt in parts.prompts.items()},
+        outputs={name: CompiledOutput.compile(output) for name, output in parts.output.items()},
+        routes={name: _route(name, route, parts, bindings, world) for name, route in parts.routes.routes.items()},
     )
 
 
@@ -189,13 +211,23 @@ def _check_cases(access: AccessPolicy) -> None:
         )
 
 
-def _check_routes(parts: Components) -> None:
+def _check_names(parts: Components) -> None:
+    """Check that everything that is referred to by name is there."""
+    tasks = parts.application.tasks.values()
     routes = parts.routes.routes
-    named = [name for route in routes.values() for name in route.fallback]
-    named += [rule.use for rule in parts.routes.select]
-    for name in named:
-        if name not in routes:
-            raise _lacks("route", name)
+    uses = [task.retrieval for task in tasks if task.retrieval]
+    for what, named, held in (
+        ("prompt", [task.prompt for task in tasks], parts.prompts),
+        ("profile", [profile for task in tasks for profile in task.profiles], parts.guardrails),
+        ("output", list(parts.application.tasks), parts.output),
+        ("retrieval", uses, parts.retrieval),
+        ("model", [route.model for route in routes.values()], parts.models),
+        ("route", [name for route in routes.values() for name in route.fallback], routes),
+        ("route", [rule.use for rule in parts.routes.select], routes),
+    ):
+        for name in named:
+            if name not in held:
+                raise VerificationFailed(f"The bundle refers to the {what} {name}, which it does not have.")
 
 
 def _profile(profile: Profile) -> CompiledProfile:
@@ -204,34 +236,19 @@ def _profile(profile: Profile) -> CompiledProfile:
     )
 
 
-def _task(
-    name: str,
-    parts: Components,
-    prompts: Mapping[str, CompiledPrompt],
-    profiles: Mapping[str, CompiledProfile],
-    indexes: Mapping[str, LiveIndex],
-) -> CompiledTask:
+def _task(name: str, parts: Components, made: _Made, indexes: Mapping[str, LiveIndex]) -> CompiledTask:
     task = parts.application.tasks[name]
-    for what, wanted, held in (
-        ("prompt", [task.prompt], prompts),
-        ("profile", task.profiles, profiles),
-        ("output", [name], parts.output),
-        ("retrieval", [task.retrieval] if task.retrieval else [], parts.retrieval),
-    ):
-        for missing in wanted:
-            if missing not in held:
-                raise _lacks(what, missing)
     inputs = tuple(parts.prompts[task.prompt].inputs)
     output = parts.output[name]
     retrieval = parts.retrieval[task.retrieval] if task.retrieval else None
     return CompiledTask(
         name=name,
         scopes=tuple(task.scopes),
-        profiles={profile: profiles[profile] for profile in task.profiles},
+        profiles={profile: made.profiles[profile] for profile in task.profiles},
         inputs=inputs,
         question_input="question" if "question" in inputs or not inputs else inputs[0],
-        prompt=prompts[task.prompt],
-        output=CompiledOutput.compile(output),
+        prompt=made.prompts[task.prompt],
+        output=made.outputs[name],
         format=output.format,
         schema=output.schema_,
         repair=output.repair,
@@ -243,9 +260,7 @@ def _task(
 
 
 def _route(name: str, route: Route, parts: Components, bindings: Bindings, world: World) -> CompiledRoute:
-    model = parts.models.get(route.model)
-    if model is None:
-        raise _lacks("model", route.model)
+    model = parts.models[route.model]
     disabled = route.model in bindings.disabled_models
     make = world.make_provider or make_provider
     binding = bindings.models.get(route.model) or ModelBinding()
@@ -301,13 +316,7 @@ async def _open_indexes(parts: Components, bindings: Bindings, world: World) -> 
     embedder = world.make_embedder(parts.embedding) if parts.embedding and world.make_embedder else None
     opened: dict[str, LiveIndex] = {}
     for use in used:
-        retrieval = parts.retrieval.get(use)
-        if retrieval is None:
-            raise _lacks("retrieval", use)
+        retrieval = parts.retrieval[use]
         location = bindings.indexes.get(retrieval.index)
         opened[use] = await world.open_index(parts.application.app, retrieval, location, embedder)
     return opened
-
-
-def _lacks(what: str, name: str) -> VerificationFailed:
-    return VerificationFailed(f"The bundle refers to the {what} {name}, which it does not have.")

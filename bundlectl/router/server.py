@@ -1,0 +1,344 @@
+"""The HTTP server: requests in, answers out.
+
+``POST /v1/requests`` is plain ASGI, for speed; the other paths are Starlette's. Errors are JSON objects with
+``error``, ``message``, ``why``, ``fix`` and, where one was written, ``receipt``. Statuses of requests:
+
+====  ==========================================================================================
+200   answered; or refused with ``no_answer`` or ``output_blocked``, which are answers too
+400   the body is not JSON
+401   no identity, where identities are configured
+403   refused with ``access_denied``
+404   no such path; 405 another method
+406   ``x-app`` names an app that is not served here
+413   the body is larger than 1 MiB
+422   the request does not fit the contract (``fields``), or refused with ``input_blocked``
+429   refused with ``limited``
+500   a defect
+503   nothing could answer (see the receipt's attempts), or no release is loaded
+====  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from bundlectl.model.canonical import parse_json
+from bundlectl.model.contract import Request
+from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
+from bundlectl.resolver.resolver import Status
+from bundlectl.router.assemble import Compiled
+from bundlectl.router.contract import ContractError
+from bundlectl.router.identity import Identity, presented_key
+from bundlectl.router.openapi import openapi
+from bundlectl.router.router import Event, Router, error_body
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+MAX_BODY: Final = 1024 * 1024
+PATH: Final = "/v1/requests"
+_JSON: Final = (b"content-type", b"application/json")
+_STREAM: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One environment that a server answers for. ``current`` raises while nothing is loaded."""
+
+    app: str
+    environment: str
+    current: Callable[[], Compiled]
+    router: Router
+    status: Callable[[], Status | None] = lambda: None
+
+    def loaded(self) -> Compiled | None:
+        """Give what serves; ``None`` while nothing may."""
+        try:
+            return self.current()
+        except BundlectlError:
+            return None
+
+
+class HttpError(Exception):
+    """Ends an HTTP request with a status and an error body."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(body["message"])
+        self.status = status
+        self.body = body
+
+
+def check_bind(host: str, compiled: Sequence[Compiled]) -> str | None:
+    """Check that a server may listen on ``host``; give what to tell the operator, ``None`` when nothing.
+
+    Raises:
+        UsageError: the host is reachable from elsewhere, and some environment has no identities configured.
+    """
+    open_ = [f"{one.ref.app}:{one.ref.environment}" for one in compiled if not one.identities]
+    if not open_:
+        return None
+    names = ", ".join(open_)
+    if not _is_loopback(host):
+        raise UsageError(
+            f"The server may not listen on {host}.",
+            why=f"{names} has no identities configured, so anyone who reaches it may claim any tenant and role.",
+            fix="Bind identities.api_keys in the environment's file, or listen on 127.0.0.1.",
+        )
+    return f"{names} has no identities configured: any claim is believed, so the server listens on {host} only."
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Server:
+    """The ASGI application for some environments of some apps."""
+
+    def __init__(self, served: Sequence[Served]) -> None:
+        self._served = list(served)
+        self._document = openapi()
+        self._other = Starlette(
+            routes=[
+                Route("/v1/releases", self._releases),
+                Route("/healthz", self._health),
+                Route("/readyz", self._ready),
+                Route("/openapi.json", self._openapi),
+            ],
+            exception_handlers={404: _not_found, 405: _not_allowed},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Dispatch by the path."""
+        if scope["type"] != "http" or scope["path"] != PATH:
+            await self._other(scope, receive, send)
+            return
+        try:
+            if scope["method"] != "POST":
+                raise _http(405, "method_not_allowed", "Send requests with POST.")
+            await self._answer(scope, receive, send)
+        except HttpError as error:
+            await _send_json(send, error.status, error.body)
+
+    # ------------------------------------------------------------ POST /v1/requests
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        body = await _read(headers, receive)
+        if body is None:
+            return
+        loaded = [one for one in self._served if one.loaded() is not None]
+        if not loaded:
+            raise _http(503, "not_ready", "No release is loaded here.", fix="See /readyz.")
+        found = [one for one in loaded if self._identity(one, headers) is not None]
+        if not found:
+            raise _http(
+                401,
+                "unauthenticated",
+                "The request carries no API key that is known here.",
+                fix="Send it as Authorization: Bearer KEY, or as x-api-key.",
+            )
+        request = _contract(body)
+        one = self._choose(request, found, _header(headers, b"x-app"))
+        identity = self._identity(one, headers)
+        assert identity is not None
+        try:
+            if b"text/event-stream" in (_header(headers, b"accept") or b""):
+                await _stream(one.router, request, identity, receive, send)
+                return
+            outcome = await one.router.handle(request, identity)
+        except ContractError as error:
+            raise HttpError(422, _error(error)) from error
+        except VerificationFailed as error:  # nothing may serve, or no longer
+            raise HttpError(503, _error(error)) from error
+        if outcome.answer is None:
+            await _send_json(send, outcome.status, error_body(outcome))
+        else:
+            await _send(send, outcome.status, outcome.answer.model_dump_json(exclude_none=True).encode())
+
+    def _identity(self, one: Served, headers: list[tuple[bytes, bytes]]) -> Identity | None:
+        compiled = one.loaded()
+        return compiled.identities.of_key(presented_key(headers)) if compiled is not None else None
+
+    def _choose(self, request: Request, found: list[Served], app: bytes | None) -> Served:
+        """Give the environment that a request is for: of the app that ``x-app`` names, else that has the task."""
+        wanted = app.decode("latin-1") if app is not None else None
+        if wanted is not None:
+            found = [one for one in found if wanted in (one.app, f"{one.app}:{one.environment}")]
+            if not found:
+                raise _http(406, "unknown_app", f"The app {wanted} is not served here.", fix="See /v1/releases.")
+        if len(found) == 1:
+            return found[0]
+        with_task = [one for one in found if request.task in one.current().tasks]
+        if len(with_task) == 1:
+            return with_task[0]
+        names = ", ".join(f"{one.app}:{one.environment}" for one in with_task or found)
+        reason = "several of what is served here have this task" if with_task else "nothing served here has this task"
+        raise HttpError(
+            422, _error(ContractError([("task", f"{reason}: {names}")], fix="Name one with the header x-app."))
+        )
+
+    # ------------------------------------------------------------ the rest
+
+    async def _releases(self, _: HttpRequest) -> JSONResponse:
+        return JSONResponse({"releases": [_state(one) for one in self._served]})
+
+    async def _health(self, _: HttpRequest) -> JSONResponse:
+        return JSONResponse({"status": "alive"})
+
+    async def _ready(self, _: HttpRequest) -> JSONResponse:
+        ready = bool(self._served) and all(one.loaded() is not None for one in self._served)
+        return JSONResponse(
+            {"status": "ready" if ready else "not ready", "environments": [_state(one) for one in self._served]},
+            status_code=200 if ready else 503,
+        )
+
+    async def _openapi(self, _: HttpRequest) -> JSONResponse:
+        return JSONResponse(self._document)
+
+
+def _state(one: Served) -> dict[str, Any]:
+    compiled, status = one.loaded(), one.status()
+    state: dict[str, Any] = {"app": one.app, "environment": one.environment, "ready": compiled is not None}
+    if compiled is not None:
+        state["release"] = compiled.ref.form()
+    if status is not None:
+        state |= {
+            "serial": status.serial,
+            "since": status.since.isoformat() if status.since else None,
+            "last_poll": status.last_poll.isoformat() if status.last_poll else None,
+            "last_error": status.last_error,
+            "stale": status.stale,
+            "stopped": status.stopped,
+            "alarms": list(status.alarms),
+        }
+    return state
+
+
+async def _read(headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes | None:
+    """Read the body; ``None`` when the caller went away."""
+    length = _header(headers, b"content-length")
+    if length is not None and length.isdigit() and int(length) > MAX_BODY:
+        raise _too_large()
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY:
+            raise _too_large()
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _contract(body: bytes) -> Request:
+    try:
+        value = parse_json(body, what="The body")
+    except VerificationFailed as error:
+        raise _http(400, "bad_json", error.what, why=error.why, fix="Send one JSON object in UTF-8.") from error
+    try:
+        return Request.model_validate(value)
+    except ValidationError as error:
+        fields = [
+            (".".join(str(part) for part in found["loc"]) or "(body)", found["msg"])
+            for found in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        raise HttpError(422, _error(ContractError(fields, fix="See /openapi.json."))) from error
+
+
+async def _stream(router: Router, request: Request, identity: Identity, receive: Receive, send: Send) -> None:
+    """Send events as they come, until the caller goes away: then the model's call is given up too."""
+    pump = asyncio.ensure_future(_pump(router, request, identity, send))
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        if not pump.done():
+            pump.cancel()
+            await asyncio.wait({pump})
+    if not pump.cancelled():
+        pump.result()
+
+
+async def _pump(router: Router, request: Request, identity: Identity, send: Send) -> None:
+    """Send every event. What ends with its first event is a plain JSON answer with a status of its own."""
+    started = False
+    async with aclosing(router.stream(request, identity)) as events:
+        async for event in events:
+            if not started and event.outcome is not None:
+                await _send_json(send, event.outcome.status, event.data)
+                return
+            if not started:
+                started = True
+                await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
+            last = event.outcome is not None
+            await send({"type": "http.response.body", "body": _sse(event), "more_body": not last})
+
+
+async def _gone(receive: Receive) -> None:
+    """End when the caller has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _sse(event: Event) -> bytes:
+    return b"event: " + event.kind.encode() + b"\ndata: " + to_json(event.data) + b"\n\n"
+
+
+async def _send_json(send: Send, status: int, body: Any) -> None:
+    await _send(send, status, to_json(body))
+
+
+async def _send(send: Send, status: int, body: bytes) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    return next((value for key, value in headers if key == name), None)
+
+
+def _error(error: BundlectlError) -> dict[str, Any]:
+    body: dict[str, Any] = {"error": error.code, "message": error.what, "why": error.why, "fix": error.fix}
+    return body | {key: error.details[key] for key in ("fields", "receipt") if key in error.details}
+
+
+def _http(status: int, code: str, message: str, *, why: str = "", fix: str = "") -> HttpError:
+    return HttpError(status, {"error": code, "message": message, "why": why, "fix": fix})
+
+
+def _too_large() -> HttpError:
+    return _http(413, "too_large", f"The body is larger than {MAX_BODY} bytes.", fix="Send less.")
+
+
+async def _not_found(request: HttpRequest, _: Exception) -> JSONResponse:
+    error = _http(404, "not_found", f"There is nothing at {request.url.path}.", fix="See /openapi.json.")
+    return JSONResponse(error.body, status_code=404)
+
+
+async def _not_allowed(request: HttpRequest, _: Exception) -> JSONResponse:
+    error = _http(405, "method_not_allowed", f"{request.method} is not for {request.url.path}.")
+    return JSONResponse(error.body, status_code=405)
