@@ -59,13 +59,24 @@ def _email(text: str, start: int, end: int) -> Iterator[Span]:
 # ---------------------------------------------------------------- credit card
 
 _CARD: Final = r"[2-6][0-9](?:[ .-]?[0-9]){10,}|[18](?:[ .-]?[0-9]){12,}"
+_HEX_BEFORE = re.compile(r"[0-9a-fA-F]+$")
+_HEX_AFTER = re.compile(r"[0-9a-fA-F]+")
 
 
 def _card(text: str, start: int, end: int) -> Iterator[Span]:
     # RE2 finds the first place that looks like a card's prefix; a card starts where its group of digits does.
     while start and text[start - 1].isdigit():
         start -= 1
-    return card_windows(text, start, end)
+    for window in card_windows(text, start, end):
+        if not _in_digest(text, *window):
+            yield window
+
+
+def _in_digest(text: str, start: int, end: int) -> bool:
+    """Say whether digits are a piece of a long hexadecimal word, such as a sha256: some of those pass as cards."""
+    before = _HEX_BEFORE.search(text, max(0, start - 64), start)
+    after = _HEX_AFTER.match(text, end, end + 64)
+    return (len(before[0]) if before else 0) + end - start + (len(after[0]) if after else 0) >= 32
 
 
 # ---------------------------------------------------------------- IBAN

@@ -18,7 +18,10 @@ class PolicyError(SourceError):
 
 
 class GuardError(SourceError):
-    """A detector cannot be compiled. ``detectors`` gives each problem's position in the guard's list, from 0."""
+    """A detector cannot be compiled. ``detectors`` gives each problem's position in the guard's list, from 0.
+
+    It is empty when no single detector is to blame.
+    """
 
     code = "guard"
 

@@ -106,11 +106,16 @@ class CompiledGuard:
             detectors.append(compiled)
         if problems:
             raise GuardError(problems, positions)
-        patterns.Add(_ALWAYS)
-        patterns.Compile()
         compiled_guard = cls(guard, tuple(detectors), patterns)
-        if compiled_guard._hits("") is None:
-            raise GuardError([Problem("guard", 0, "its patterns together are too large for RE2")], [0])
+        try:
+            patterns.Add(_ALWAYS)
+            patterns.Compile()
+            fails = compiled_guard._hits("") is None
+        except re2.error:
+            fails = True
+        if fails:
+            problem = Problem("detectors", 0, "the patterns together are too large for RE2", "make repeats smaller")
+            raise GuardError([problem], [])
         return compiled_guard
 
     def apply(self, text: str) -> GuardOutcome:

@@ -7,11 +7,11 @@ and backreferences are refused. References stay inside the schema. DESIGN sectio
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import json_repair
 import jsonschema_rs
 
 from bundlectl.model.components import Output
@@ -20,8 +20,14 @@ from bundlectl.stages.errors import SchemaError
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _MAX_ERRORS = 20
-_MAX_REPAIR = 16_000
-"""Characters above which broken JSON is not repaired: it takes quadratic time, 0.2 s for this many braces."""
+_BRACKET = re.compile(r"[\[\]{}]")
+_MAX_REPAIR = 32_000
+_MAX_OPEN = 64
+_MAX_BRACKETS = 1_000
+"""What broken JSON may have at most, in characters, in brackets open at once and in brackets, to be repaired.
+
+json-repair takes quadratic time in each (4,000 open braces before 60,000 letters: 30 s); within these, half a second.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +91,10 @@ class CompiledOutput:
         not_json = OutputResult(
             None, "invalid", ("the whole answer: not JSON, and not near enough to JSON to repair",)
         )
-        if len(text) > _MAX_REPAIR or not any(bracket in text for bracket in "{["):
+        if not _repairable(text):
             return not_json
+        import json_repair  # of the extra 'router': checking a schema at build must not need it
+
         try:
             value = json_repair.loads(text)
         except (ValueError, RecursionError):
@@ -109,6 +117,17 @@ class CompiledOutput:
         except ValueError as error:
             return (f"the whole answer: cannot be checked: {error}",)
         return tuple(sorted(found))
+
+
+def _repairable(text: str) -> bool:
+    if len(text) > _MAX_REPAIR:
+        return False
+    brackets = _BRACKET.findall(text)
+    depth = deepest = 0
+    for bracket in brackets:
+        depth = depth + 1 if bracket in "{[" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return 0 < deepest <= _MAX_OPEN and len(brackets) <= _MAX_BRACKETS
 
 
 def _no_constant(name: str) -> Any:

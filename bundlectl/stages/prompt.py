@@ -28,8 +28,8 @@ PASSAGE_FIELDS = ("n", "title", "section", "text", "document", "updated")
 _NAMES = frozenset({"input", "passages", "task", "response_format"})
 _REACHES_OUT = {"include", "import", "from", "extends"}
 _REMOVED_GLOBALS = ("debug", "namespace")
-"""``debug`` prints what is loaded. ``namespace`` carries state from one turn of a loop to the next: lists that double,
-which fuel does not count, and a namespace inside itself, which ends the process when it is printed."""
+"""``debug`` prints what is loaded. ``namespace`` carries state from turn to turn of a loop: lists that double, which
+fuel does not count, and a namespace inside itself, which ends the process when it is printed."""
 _MAX_CODE = 4000
 """Characters of one ``{{ … }}`` or ``{% … %}``: the engine compiles long chains of operators recursively."""
 _RENDER_ERRORS = (TemplateError, AttributeError, KeyError, TypeError, ValueError, RecursionError)
