@@ -68,7 +68,7 @@ class Folder:
             raise BadPath(f"{relative} cannot be read: {error.strerror}") from error
         if not stat.S_ISDIR(found.st_mode):
             raise BadPath(f"{relative} is {_kind(found.st_mode)}", "a folder")
-        entries = (entry.name for entry in path.iterdir())
+        entries = (_utf8(entry.name) for entry in path.iterdir())
         wanted = (name for name in entries if name.endswith(suffix) and not name.startswith("."))
         return [f"{relative}/{name}" for name in sorted(wanted)]
 
@@ -98,7 +98,7 @@ class Folder:
         """Check a name against its folder's listing and give what it is, links not followed."""
         of = os.fstat(here)
         try:
-            listing = self._listings.setdefault((of.st_dev, of.st_ino), frozenset(os.listdir(here)))
+            listing = self._listings.setdefault((of.st_dev, of.st_ino), frozenset(map(_utf8, os.listdir(here))))
         except OSError as error:
             raise BadPath(f"{relative} cannot be read: {error.strerror}") from error
         alike = sorted(entry for entry in listing if entry != part and _folded(entry) == _folded(part))
@@ -111,7 +111,7 @@ class Folder:
                 "rename one: they are one file on other machines",
             )
         try:
-            return os.stat(part, dir_fd=here, follow_symlinks=False)
+            return os.stat(part.encode(), dir_fd=here, follow_symlinks=False)
         except OSError as error:
             raise BadPath(f"{so_far} cannot be read: {error.strerror}") from error
 
@@ -153,9 +153,14 @@ def _contents(name: str, here: int, relative: str) -> bytes:
 
 def _open(name: str, here: int, relative: str, flags: int) -> int:
     try:
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=here)
+        return os.open(name.encode(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=here)
     except OSError as error:
         raise BadPath(f"{relative} cannot be read: {error.strerror}") from error
+
+
+def _utf8(name: str) -> str:
+    """Give a directory entry's name as UTF-8 whatever the locale says names are written in."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def _folded(name: str) -> str:

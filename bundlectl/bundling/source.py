@@ -57,7 +57,8 @@ class Source:
     def where(self, place: str) -> str:
         """Give ``file:line`` of a dotted place in bundle.yaml, such as a lint finding's; the file if it has none."""
         parts = tuple(int(part) if part.isdigit() else part for part in place.split("."))
-        line = self.top.key_place(_longest(parts, self.top)).line
+        found = _longest(parts, self.top)
+        line = self.top.key_place(found).line if found else 0
         return f"{self.file}:{line}" if line else self.file
 
 
