@@ -58,7 +58,7 @@ def _email(text: str, start: int, end: int) -> Iterator[Span]:
 
 # ---------------------------------------------------------------- credit card
 
-_CARD: Final = r"[2-6][0-9](?:[ .-]?[0-9]){10,}|[18](?:[ .-]?[0-9]){12,}"
+_CARD: Final = r"[2-6][0-9](?:[ \n.-]?[0-9]){10,}|[18](?:[ \n.-]?[0-9]){12,}"
 _HEX_BEFORE = re.compile(r"[0-9a-fA-F]+$")
 _HEX_AFTER = re.compile(r"[0-9a-fA-F]+")
 
@@ -81,7 +81,7 @@ def _in_digest(text: str, start: int, end: int) -> bool:
 
 # ---------------------------------------------------------------- IBAN
 
-_IBAN: Final = r"(?i)[A-Z]{2}[ -]?[0-9]{2}[ -]?[A-Z0-9]{2}"
+_IBAN: Final = r"(?i)[A-Z]{2}[ -]?[0-9]{2}[ \n-]?[A-Z0-9]{2}"
 
 
 def _iban(text: str, start: int, end: int) -> Iterator[Span]:
@@ -94,7 +94,7 @@ def _iban(text: str, start: int, end: int) -> Iterator[Span]:
         character = text[at]
         if character.isascii() and character.isalnum():
             taken.append(character)
-        elif character not in " -" or text[at - 1] in " -":
+        elif character not in " \n-" or text[at - 1] in " \n-":
             return
         at += 1
     if length and len(taken) == length and not _after(text, at).isalnum() and mod97_is_one("".join(taken)):
@@ -138,6 +138,8 @@ def _ip(text: str, start: int, end: int) -> Iterator[Span]:
             return
         if _VERSION.search(text, max(0, start - 12), start):
             return
+    elif before == "-" or after == "-":
+        return  # A slice with a step, x[-1::-2].
     elif "::" in found and not any(character.isdigit() for character in found):
         return  # Names of programs, dead::beef, are written like this.
     if found.endswith(":") and not found.endswith("::"):

@@ -109,11 +109,16 @@ def _card_at(text: str, groups: list[tuple[int, int]], at: int) -> int:
     for count, (start, end) in enumerate(groups[at : at + 19], 1):
         digits += text[start:end]
         sizes += (end - start,)
-        if len(digits) > 19 or (count > 1 and text[groups[at][1]] != text[start - 1]):
+        if len(digits) > 19 or (count > 1 and not _alike(text[groups[at][1]], text[start - 1])):
             break
         if len(digits) >= 13 and _printed(sizes) and is_card(digits):
             best = count
     return best
+
+
+def _alike(separator: str, other: str) -> bool:
+    """Say whether two separators are the same; a line may break where a space is."""
+    return separator == other or (separator.isspace() and other.isspace())
 
 
 def _printed(sizes: tuple[int, ...]) -> bool:

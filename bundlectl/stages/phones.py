@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-PHONE: Final = r"(?:\+ ?|\()?[0-9](?:[ ().\-/]{0,4}[0-9]){6,}"
-"""RE2: a run of digits with a few separators between them; it may hold several numbers."""
+PHONE: Final = r"(?:\+ ?|\()?[0-9](?:[ \n().\-/]{0,4}[0-9]){6,}"
+"""RE2: a run of digits with a few separators between them; it may hold several numbers. Lines may break inside."""
 
 _WORDS_BEFORE = re.compile(
-    r"\b(?:phone|telephone|tel|telefon|mobile|mobil|cell|cellphone|fax|call|calling|called|dial|ring|reach|reached"
-    r"|whatsapp|sms|text (?:me|us)|contact|hotline|landline|answering|my number)\b",
+    r"\b(?:phone|telephone|tel|telefon|mobile|mobil|my cell|cell:|cell ?phone|fax|call|calling|called|dial|ring"
+    r"|reach|reached|whatsapp|sms|text (?:me|us)|contact|hotline|landline|answering|my number)(?:\b|\s)",
     re.IGNORECASE,
 )
 _WORDS_AFTER = re.compile(r" ?-? ?(?:office|fax|mobile|cell|home|work)\b", re.IGNORECASE)
@@ -69,7 +69,7 @@ def _phone_at(text: str, groups: list[tuple[int, int]], at: int) -> int:
         end = groups[at + count - 1][1]
         if not 7 <= end - start <= 26:
             continue
-        number = text[start:end]
+        number = text[start:end].replace("\n", " ")
         digits = sum(map(str.isdigit, number))
         if not 7 <= digits <= 15 or _DATE.match(number) or _SOCIAL_SECURITY.fullmatch(number):
             continue

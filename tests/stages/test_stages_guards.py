@@ -60,6 +60,9 @@ FOUND = [
     ("ann＠example．com", "[EMAIL]"),
     ("536‐90‐4399 und 541–714–1388", "[US_SSN] und [PHONE]"),
     ("4111\u200b1111\u200b1111\u200b1111 ﬁn", "[CREDIT_CARD] ﬁn"),
+    ("tel +44 20 7946\n0112, card 4111 1111\n1111 1111", "tel [PHONE], card [CREDIT_CARD]"),
+    ("to NL91 ABNA\n0417 1643 00", "to [IBAN]"),
+    ("541-714-1388\n541-714-1399", "[PHONE]\n[PHONE]"),
     ("é ﬃ ann@example.com ﬃ é", "é ﬃ [EMAIL] ﬃ é"),
     ("٤١١١١١١١١١١١١١١١", "[CREDIT_CARD]"),
 ]
@@ -67,6 +70,7 @@ FOUND = [
 LEFT_ALONE = [
     "a@b, @handle, x@localhost, user@@example.com",
     "version 1.2.3.4 and v10.0.0.1 and 1.2.3.4.5 and 300.1.1.1",
+    "digits[-1::-2] and Cell Biology 1471-2121",
     "at 12:30:45 call std::vector or dead::beef, :: too",
     "2024-01-15, 15.01.2024 and 2026-11-23 18:00:00",
     "4111 1111 1111 1112",
