@@ -165,6 +165,16 @@ def import_(folder: Path, registry: Registry, app: str) -> Imported:
     return Imported(found.bundle.digest, len(found.attestations), found.missing)
 
 
+def read_layout(folder: Path) -> tuple[Bundle, list[Envelope], tuple[str, ...]]:
+    """Check a layout's every byte without storing it; give its bundle, its attestations and what it lacks.
+
+    Raises:
+        NotFound, VerificationFailed: as for :func:`import_`.
+    """
+    layout = _read(folder)
+    return layout.bundle, layout.attestations, layout.missing
+
+
 def missing_from(folder: Path) -> tuple[str, ...]:
     """Check a layout without storing it; give what it should hold and does not.
 

@@ -112,6 +112,7 @@ class Releases:
         else:
             old = parse_head(present.data, f"the head of {app}:{environment}")[1]
             put_immutable(self._store, history_key(app, environment, old.epoch, old.serial), present.data)
+            self._check_place_is_free(app, environment, place(ours), data)
         return self._swap(app, environment, present, data, place(ours))
 
     def history(self, app: str, environment: str) -> Iterator[Entry]:
@@ -183,6 +184,20 @@ class Releases:
                 f"the head is {expected}.",
                 fix="Make the release again from the head as it is now.",
             )
+
+    def _check_place_is_free(self, app: str, environment: str, ours: Place, data: bytes) -> None:
+        """Refuse to release anew at a place that the history already holds."""
+        former = read_or_none(self._store, history_key(app, environment, *_pair(ours)))
+        if former is None or former == data:
+            return
+        found = self.read_head(app, environment)
+        if found is not None and place(parse_head(found.data, "the head")[1]) >= ours:
+            raise self._conflict(app, environment, ours)
+        raise VerificationFailed(
+            f"The head of {app}:{environment} was put back: its history already holds {ours}.",
+            why=f"The release there is {digest(former)}.",
+            fix="Find out who can write to the registry, and restore the newest head.",
+        )
 
     def _swap(self, app: str, environment: str, present: HeadState | None, data: bytes, ours: Place) -> HeadState:
         key = head_key(app, environment)
