@@ -121,13 +121,15 @@ def _read(folder: Path, relative: str, shown: str) -> bytes:
         raise bad("the dataset does not exist", "a path relative to the suite's file") from error
     except (OSError, RuntimeError) as error:
         raise bad(f"the dataset cannot be read: {error}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise bad("the dataset is not a regular file")
         if found.st_size > MAX_BYTES:
             raise bad(f"the dataset has {found.st_size:,} bytes", f"at most {MAX_BYTES:,}")
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read(MAX_BYTES)
-        except OSError as error:
-            raise bad(f"the dataset cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise bad(f"the dataset cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)

@@ -30,6 +30,8 @@ MAX_CONCURRENCY = 256
 PAUSE = 1.0
 """Seconds before the second attempt: throttling passes, defects do not."""
 
+NO_ANSWER = "the router gave no answer"
+
 _TRANSIENT = frozenset({"throttled", "timeout", "unavailable", "broken_stream", "open_circuit"})
 """Outcomes of an attempt at a model that say nothing about the bundle."""
 
@@ -38,8 +40,8 @@ class Answered(Protocol):
     """What the router makes of a request."""
 
     @property
-    def answer(self) -> Answer:
-        """The answer, or the refusal."""
+    def answer(self) -> Answer | None:
+        """The answer, or the refusal; ``None`` when nothing could answer."""
         ...
 
     @property
@@ -171,7 +173,8 @@ class _One(Generic[Identity]):
         except (BundlectlError, OSError) as error:
             what = error.what if isinstance(error, BundlectlError) else (error.strerror or type(error).__name__)
             return _Attempt(None, what, max(0.0, self.timer() - begun))
-        return _Attempt(answered, not_to_be_scored(answered.answer, answered.receipt), max(0.0, self.timer() - begun))
+        seconds = max(0.0, self.timer() - begun)
+        return _Attempt(answered, not_to_be_scored(answered.answer, answered.receipt), seconds)
 
     def _result(self, case: Case, attempt: _Attempt, attempts: int, at: datetime) -> CaseResult:
         answer = attempt.answered.answer if attempt.answered is not None else None
@@ -196,20 +199,23 @@ class _One(Generic[Identity]):
         )
 
     def _scores(self, case: Case, attempt: _Attempt) -> dict[str, Score]:
-        if attempt.answered is None or attempt.error is not None:
-            why = attempt.error or ""
+        answered = attempt.answered
+        if attempt.error is not None or answered is None or answered.answer is None:
+            why = attempt.error or NO_ANSWER
             return {key: failed(why) for key, scorer in self.scorers.items() if scorer.applies(case)}
-        answer, receipt = attempt.answered.answer, attempt.answered.receipt
+        answer, receipt = answered.answer, answered.receipt
         scores = {
             key: score_case(scorer, case, answer, receipt, attempt.seconds) for key, scorer in self.scorers.items()
         }
         return {key: score for key, score in scores.items() if score is not None}
 
 
-def not_to_be_scored(answer: Answer, receipt: Receipt) -> str | None:
+def not_to_be_scored(answer: Answer | None, receipt: Receipt) -> str | None:
     """Say why an answer says nothing about the bundle; ``None`` when it is to be scored."""
     if receipt.error is not None:
         return f"the router failed: {receipt.error.get('error', 'error')}"
+    if answer is None:
+        return NO_ANSWER
     if answer.refused is not None and answer.refused.code in ("limited", "unauthenticated"):
         return f"turned away: {answer.refused.code}"
     if answer.degraded is not None:
