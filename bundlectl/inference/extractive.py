@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bundlectl.inference.provider import Delta, ModelCall, ModelReply, Passage, ProviderError
-from bundlectl.inference.words import terms, unique
+from bundlectl.inference.words import STOP_WORDS, stem, terms, unique, words
 from bundlectl.model.contract import Citation
 
 HEADING = "Passages that may answer:"
@@ -25,13 +25,19 @@ SENTENCES = 3
 """How many sentences are quoted."""
 
 RANK_COST = 0.05
-"""What each place further down in the packed context costs a sentence, in shares of the question covered."""
+"""What each place further down in the packed context costs, in shares of the question covered."""
 
-HEADING_SHARE = 0.5
-"""What a term counts that stands only in the sentence's title or heading path."""
+MIN_SCORE = 0.3
+"""Under this support nothing is quoted: docs/decisions/extractive-threshold.md."""
 
-MIN_SCORE = 0.4
-"""Under this best score nothing is quoted: docs/decisions/extractive-threshold.md."""
+# fmt: off
+ASKING = frozenset((
+    "what", "which", "who", "whom", "whose", "when", "where", "why", "how", "does", "do", "did", "can", "could",
+    "should", "would", "i", "you", "we", "my", "your", "our", "me", "us", "has", "have", "had", "am", "been", "get",
+    "there", "any", "some", "one", "from", "so", "about", "than",
+))
+# fmt: on
+"""Words that make a question and say nothing of its subject: they must not count as covered or missing."""
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,3}[.)])[ \t]+|[ \t]*>[ \t]?|[ \t]*\|")
@@ -106,14 +112,26 @@ class Scored:
         return self.passage.text[self.start : self.end]
 
 
-def rank_sentences(question: str, passages: Sequence[Passage]) -> list[Scored]:
-    """Score every sentence of the passages, best first; equal scores in reading order.
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The sentences, best first (equal scores in reading order), and the ``support`` of the question.
+
+    Support is the best passage's coverage, its title and heading path included, less RANK_COST per place. One
+    sentence rarely repeats all of a question's words, but a passage that answers it does hold most of them:
+    this tells questions with an answer from those without better than the best sentence's score does.
+    """
+
+    sentences: tuple[Scored, ...]
+    support: float
+
+
+def rank_sentences(question: str, passages: Sequence[Passage]) -> Ranking:
+    """Score every sentence of the passages by the share of the question's weight that it covers.
 
     A term weighs by its rarity among these sentences, and one that stands in none weighs most: a context that
-    lacks the question's telling word covers little of it. A sentence stands under its heading, so the terms of
-    title and heading path count half for it.
+    lacks the question's telling word covers little of it.
     """
-    asked = unique(terms(question))
+    asked = asked_terms(question)
     rows = [
         (passage, start, end, frozenset(terms(passage.text[start:end])))
         for passage in passages
@@ -121,17 +139,29 @@ def rank_sentences(question: str, passages: Sequence[Passage]) -> list[Scored]:
     ]
     frequency = Counter(term for _, _, _, found in rows for term in found)
     weights = {term: _idf(frequency[term], len(rows)) for term in asked}
-    whole = sum(weights.values())
-    headings = {passage.n: frozenset(terms(" ".join((passage.title, *passage.section)))) for passage in passages}
-    scored: list[Scored] = []
-    for passage, start, end, found in rows:
-        covered = sum(
-            weights[term] * (1.0 if term in found else HEADING_SHARE if term in headings[passage.n] else 0.0)
-            for term in asked
-        )
-        coverage = covered / whole if whole else 0.0
-        scored.append(Scored(passage, start, end, coverage, coverage - RANK_COST * (passage.n - 1)))
-    return sorted(scored, key=lambda one: (-round(one.score, 9), one.passage.n, one.start))
+    whole = sum(weights.values()) or 1.0
+
+    def coverage(found: frozenset[str]) -> float:
+        return sum(weight for term, weight in weights.items() if term in found) / whole
+
+    scored = [
+        Scored(passage, start, end, covered := coverage(found), covered - RANK_COST * (passage.n - 1))
+        for passage, start, end, found in rows
+    ]
+    support = max(
+        (
+            coverage(frozenset(terms(" ".join((p.title, *p.section, p.text))))) - RANK_COST * (p.n - 1)
+            for p in passages
+        ),
+        default=0.0,
+    )
+    best = sorted(scored, key=lambda one: (-round(one.score, 9), one.passage.n, one.start))
+    return Ranking(tuple(best), support)
+
+
+def asked_terms(question: str) -> list[str]:
+    """Give the terms of a question that name its subject, each once."""
+    return unique(stem(word) for word in words(question) if word not in STOP_WORDS and word not in ASKING)
 
 
 def _idf(frequency: int, rows: int) -> float:
@@ -139,10 +169,10 @@ def _idf(frequency: int, rows: int) -> float:
 
 
 class ExtractiveProvider:
-    """Quotes the three best sentences with citations, or refuses when even the best covers too little.
+    """Quotes the three best sentences with citations, or refuses when the passages hold too little of the question.
 
     Args:
-        min_score: the best sentence's least score: coverage less :data:`RANK_COST` per place.
+        min_score: the least :attr:`Ranking.support`, from 0 (always quote) to 1.
     """
 
     name = "extractive"
@@ -167,10 +197,10 @@ class ExtractiveProvider:
 
     def answer(self, call: ModelCall) -> ModelReply:
         """Do the work of :meth:`generate`, which has nothing to wait for."""
-        best = rank_sentences(call.question, call.passages)[:SENTENCES]
-        if not best or best[0].score < self.min_score:
+        ranking = rank_sentences(call.question, call.passages)
+        best = [one for one in ranking.sentences[:SENTENCES] if one.coverage > 0]
+        if not best or ranking.support < self.min_score:
             return ModelReply(_fit(NO_ANSWER, (), call.schema), citations=(), refused=True)
-        best = [one for one in best if one.coverage > 0]
         lines = [f"- {' '.join(one.text.split())} [{one.passage.n}]" for one in best]
         citations = tuple(
             Citation(

@@ -79,7 +79,10 @@ def diff_snapshots(
     for before, after in pairs:
         del gone[before], new[after]
     if gone and new and texts_a is not None and texts_b is not None:
-        alike = _alike({key: texts_a().get(key, "") for key in gone}, {key: texts_b().get(key, "") for key in new})
+        before_texts, after_texts = texts_a(), texts_b()
+        alike = _alike(
+            {key: before_texts.get(key, "") for key in gone}, {key: after_texts.get(key, "") for key in new}
+        )
         for before, after in alike:
             del gone[before], new[after]
         pairs += alike
