@@ -31,9 +31,7 @@ def case(id_: str = "one", **expected: Any) -> Case:
     )
 
 
-def answer(
-    output: Any = "yes", *, refused: str | None = None, degraded: str | None = None, cited: Any = ()
-) -> Answer:
+def answer(output: Any = "yes", *, refused: Any = None, degraded: str | None = None, cited: Any = ()) -> Answer:
     return Answer(
         output=None if refused else output,
         format="text" if isinstance(output, str) else "structured_json",
@@ -64,7 +62,7 @@ def chunk(document: str, *section: str, rank: int, reranked: int | None = None, 
 def receipt(
     *chunks: UsedChunk,
     searched: bool = True,
-    attempts: tuple[str, ...] = ("ok",),
+    attempts: tuple[Any, ...] = ("ok",),
     error: dict[str, Any] | None = None,
     snapshot: str = D,
 ) -> Receipt:

@@ -105,13 +105,13 @@ def test_a_scorer_without_floor_that_applies_to_nothing_does_not_decide() -> Non
 
 
 def test_graded_scorers_do_not_decide_a_must_pass_case_unless_told() -> None:
-    lines = [{"name": "exact", "floor": 0.5}, {"name": "retrieval_mrr"}]
+    lines: list[dict[str, Any]] = [{"name": "exact", "floor": 0.5}, {"name": "retrieval_mrr"}]
     scores = [result("c0", exact=1, retrieval_mrr=0.5)]
     assert judge(made(1, lines, must_pass=["c0"]), scores).verdict == "pass"
-    told = [lines[0], {"name": "retrieval_mrr", "must_pass": True}]
+    told: list[dict[str, Any]] = [lines[0], {"name": "retrieval_mrr", "must_pass": True}]
     found = judge(made(1, told, must_pass=["c0"]), scores)
     assert found.verdict == "fail" and found.must_pass_failed == ["c0"]
-    spared = [{"name": "exact", "must_pass": False}, {"name": "regex"}]
+    spared: list[dict[str, Any]] = [{"name": "exact", "must_pass": False}, {"name": "regex"}]
     assert judge(made(1, spared, must_pass=["c0"]), [result("c0", exact=0, regex=1)]).verdict == "pass"
 
 

@@ -33,7 +33,6 @@ from tests.evaluation.builders import (
     write_suite,
 )
 
-
 KEY: Any = {"bundle": BUNDLE, "bindings": BINDINGS}
 
 
@@ -106,6 +105,7 @@ def giving(*replies: Any) -> Any:
         given = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(given, Exception):
             raise given
+        assert isinstance(given, Outcome)
         return given
 
     return reply
