@@ -26,6 +26,8 @@ _PATTERNS = {
         "env:NAME, file:/path, aws-sm:name or ssm:/path; the value itself never stands here",
     ),
 }
+_DURATIONS = {"timeout", "first_token", "stale_after", "expires_after", "at_least"}
+"""Fields whose text is a duration: a bare number there lacks its unit, not its quotes."""
 _BOOLEANS = {"y": "true", "yes": "true", "on": "true", "true": "true"} | {
     "n": "false",
     "no": "false",
@@ -180,6 +182,8 @@ def _single(path: Path, detail: ErrorDetails) -> tuple[str, str]:
     if kind in ("too_short", "too_long", "string_too_short", "string_too_long"):
         return f"{_field(path)}{_length(kind, value, context)}", ""
     expected, right = _expected(detail)
+    if kind == "string_type" and path and path[-1] in _DURATIONS:
+        return f"{_field(path)}expected a duration, got {describe(value)}", "a whole number and its unit, e.g. 8s"
     return f"{_field(path)}expected {expected}, got {describe(value)}", right
 
 

@@ -65,7 +65,7 @@ def test_a_right_source_is_read(name: str, tmp_path: Path) -> None:
         ("retries: 1,", "retries: -1,", ["retries: -1 is out of range", "at least 0"]),
         ("mode: hybrid", "mode: hybrd", ["mode: expected 'lexical', 'vector' or 'hybrid'", "did you mean 'hybrid'?"]),
         ("provider: extractive", "provider: extract", ["provider: expected", "did you mean 'extractive'?"]),
-        ("timeout: 8s", "timeout: 8", ["timeout: expected text, got the number 8"]),
+        ("timeout: 8s", "timeout: 8", ["timeout: expected a duration, got the number 8", "8s"]),
         ("timeout: 8s", "timeout: 8 s", ["'8 s' is no duration", "e.g. 8s"]),
         ("app: full-app", "app: Full App", ["'Full App' is not a name of an app", "lower-case"]),
         ("    mode: hybrid", "    mode: hybrid\n    mode: vector", ["'mode' is here a second time", "first on line"]),
