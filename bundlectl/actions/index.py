@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from bundlectl.actions.context import Context
@@ -13,7 +14,7 @@ from bundlectl.bundling.documents import load_document
 from bundlectl.insight.diff import DocumentChange
 from bundlectl.model.attestation import SNAPSHOT_PAYLOAD_TYPE
 from bundlectl.model.canonical import canonical
-from bundlectl.model.documents import IndexPointer, IndexSource
+from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot
 from bundlectl.model.errors import NotFound, Problem, SourceError, UsageError, VerificationFailed
 from bundlectl.model.types import Strict, format_time
 from bundlectl.registry.layout import index_folder
@@ -158,17 +159,10 @@ def index_diff(ctx: Context, app: str, a: str, b: str) -> IndexDiff:
 
 def section_changes(ctx: Context, app: str, a: str, b: str) -> list[DocumentChange]:
     """Give the sections that differ between two snapshots, with renames where the tables are at hand."""
-    from bundlectl.retrieval.index import open_index
     from bundlectl.retrieval.sections import diff_snapshots
 
     first, second = read_snapshot(ctx.registry, app, a), read_snapshot(ctx.registry, app, b)
-    texts = []
-    for snapshot in (first, second):
-        try:
-            texts.append(open_index(tables_folder(ctx, app, snapshot.index), snapshot, None).section_texts)
-        except NotFound:
-            texts.append(None)  # without the tables, a renamed section shows as removed and added
-    changes = diff_snapshots(first, second, texts_a=texts[0], texts_b=texts[1])
+    changes = diff_snapshots(first, second, _texts(ctx, app, first), _texts(ctx, app, second))
     return [
         DocumentChange(
             document=change.document,
@@ -178,6 +172,18 @@ def section_changes(ctx: Context, app: str, a: str, b: str) -> list[DocumentChan
         )
         for change in changes
     ]
+
+
+def _texts(
+    ctx: Context, app: str, snapshot: Snapshot
+) -> Callable[[], dict[tuple[str, tuple[str, ...], int], str]] | None:
+    """Give the function that reads a snapshot's section texts; without its tables renames show as two changes."""
+    from bundlectl.retrieval.index import open_index
+
+    try:
+        return open_index(tables_folder(ctx, app, snapshot.index), snapshot, None).section_texts
+    except NotFound:
+        return None
 
 
 def tables_folder(ctx: Context, app: str, index: str) -> Path:

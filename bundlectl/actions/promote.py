@@ -21,7 +21,7 @@ from bundlectl.model.types import Strict
 from bundlectl.model.verdict import Verdict
 from bundlectl.registry.registry import check_app
 from bundlectl.trust import gate as gates
-from bundlectl.trust.evidence import Attested, gather_evidence
+from bundlectl.trust.evidence import Attested, current_evidence, gather_evidence
 from bundlectl.trust.gate import Check, Situation, judge, verdict_of
 
 
@@ -123,7 +123,7 @@ def promote(
         "promoter",
         release,
         origins=[],
-        evidence=[found.envelope for found in evidence],
+        evidence=[found.envelope for found in current_evidence(standing.gate, evidence, standing.keyring)],
         policies=[standing.policy.envelope],
     )
     return Promoted(plan=plan, released=released)
@@ -256,8 +256,8 @@ def planned_checks(checks: Sequence[Check]) -> list[PlannedCheck]:
 
 
 def pinned_snapshots(bundle: Bundle) -> dict[str, str]:
-    """Give the snapshots that a bundle pins, by index."""
-    return {r.index: r.snapshot for r in bundle.components.retrieval.values() if r.snapshot != "following"}
+    """Give the snapshots that a bundle pins, by the name of the retrieval that pins it."""
+    return {use: r.snapshot for use, r in bundle.components.retrieval.items() if r.snapshot != "following"}
 
 
 def _check_fresh(plan: Plan, expected: Plan) -> None:

@@ -87,6 +87,17 @@ class Follower:
         self._held: Bundle | None = None
         self._doubts: list[str] = []
 
+    @property
+    def keyring(self) -> VerifiedKeyring:
+        """Root's newest word that was verified.
+
+        Raises:
+            VerificationFailed: none was yet.
+        """
+        if self._keyring is None:
+            raise VerificationFailed(f"No keyring was read yet for {self._app}:{self._environment}.")
+        return self._keyring
+
     def recall(self) -> VerifiedBundle | None:
         """Give the last good from disk; None if there is none. What was believed is remembered from then on.
 

@@ -24,6 +24,7 @@ from bundlectl.registry.registry import Registry
 from bundlectl.resolver.follower import Follower, Step
 from bundlectl.resolver.lastgood import LastGood
 from bundlectl.resolver.trusted import VerifiedBundle
+from bundlectl.trust.keyring import VerifiedKeyring
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -138,6 +139,15 @@ class Resolver(Generic[T]):
         if current is None:
             raise self._absent
         return current
+
+    @property
+    def keyring(self) -> VerifiedKeyring:
+        """Root's newest word that was verified.
+
+        Raises:
+            VerificationFailed: none was yet.
+        """
+        return self._follower.keyring
 
     async def start(self) -> None:
         """Resolve once, from the registry or else from the last good, and go on in the background.

@@ -108,7 +108,7 @@ def _open_file(uri: str, rest: str, passphrase: Passphrase | None) -> Signer:
         if passphrase is None:
             raise UsageError(
                 f"The key {path} is encrypted and no passphrase was given.",
-                fix="Give --passphrase-file FILE, or run in a terminal to be asked.",
+                fix="Set BUNDLECTL_PASSPHRASE_FILE to a file that holds it, or run in a terminal to be asked.",
             )
         secret = passphrase(str(path))
     try:

@@ -1,0 +1,140 @@
+"""Opening a router over one bundle in this process: what ask, eval, dev and serve share."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bundlectl.actions.context import Context
+from bundlectl.actions.opening import open_trust
+from bundlectl.inference.embeddings import open_embedder
+from bundlectl.model.bindings import Bindings
+from bundlectl.model.bundle import Bundle
+from bundlectl.model.canonical import canonical, digest
+from bundlectl.model.contract import ReleaseRef
+from bundlectl.model.errors import MissingExtra, UsageError
+from bundlectl.model.receipt import Receipt
+from bundlectl.resolver.trusted import VerifiedBundle
+from bundlectl.router.assemble import Compiled, World, assemble
+from bundlectl.router.indexes import Indexes
+from bundlectl.router.router import Router
+from bundlectl.trust.keyring import VerifiedKeyring
+
+RECEIPT_KEY_FILE = "receipt.key"
+
+
+class Discarded:
+    """A place for receipts that nobody keeps: those of evaluations and of `dev`."""
+
+    def write(self, receipt: Receipt) -> None:
+        """Drop it; its caller has it in its hands."""
+
+
+def unreleased(app: str, bundle: Bundle, bindings: Bindings) -> ReleaseRef:
+    """Name a bundle that runs without a release: serial 0 of no environment."""
+    return ReleaseRef(
+        app=app,
+        environment="-",
+        epoch=0,
+        serial=0,
+        bundle=bundle.digest,
+        bindings=digest(canonical(bindings.form())),
+    )
+
+
+def receipts_folder(ctx: Context, app: str) -> Path:
+    """Give where this machine keeps an app's receipts: beside a folder registry, never in it.
+
+    A server must be able to write them while the registry is away, without making a folder in its place.
+    """
+    return ctx.workspace / "receipts" / app
+
+
+def input_key(ctx: Context) -> bytes:
+    """Give the key that input digests are made with; made once for the workspace, so that receipts compare.
+
+    Raises:
+        UsageError: it is there and cannot be read, or cannot be written.
+    """
+    file = ctx.workspace / RECEIPT_KEY_FILE
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as out:
+                out.write(secrets.token_bytes(32))
+    except FileExistsError:
+        pass  # another process made it first; its key is the one
+    except OSError as error:
+        raise UsageError(f"The receipt key {file} cannot be made.", why=str(error)) from error
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"The receipt key {file} cannot be read.", why=str(error)) from error
+
+
+@asynccontextmanager
+async def world(
+    ctx: Context,
+    *,
+    cache: Path | None = None,
+    keyring: Callable[[], VerifiedKeyring] | None = None,
+) -> AsyncIterator[World]:
+    """Open what assembling needs from outside of bundles: indexes, embedders, one HTTP session.
+
+    Args:
+        ctx: the context.
+        cache: a folder that index snapshots are served from, so that serving outlives the registry.
+        keyring: gives root's newest word; by default read from the registry each time it is asked for.
+
+    Raises:
+        MissingExtra: the extra ``router`` is not installed.
+    """
+    try:
+        from bundlectl.inference.http import open_session
+    except ModuleNotFoundError as error:
+        raise MissingExtra("Serving requests", "router") from error
+    indexes = Indexes(
+        ctx.registry,
+        ctx.registry_folder,
+        keyring or (lambda: open_trust(ctx)),
+        cache=cache,
+        on_warning=ctx.reporter.warn,
+    )
+    session = open_session()
+    try:
+        yield World(
+            open_index=indexes.open,
+            make_embedder=open_embedder,
+            session=session,
+            environ=ctx.environ,
+            input_key=input_key(ctx),
+        )
+    finally:
+        await session.close()
+
+
+def verified_compiler(opened: World) -> Callable[[VerifiedBundle], Awaitable[Compiled]]:
+    """Give the function by which a resolver prepares a verified bundle."""
+
+    async def prepare(verified: VerifiedBundle) -> Compiled:
+        return await assemble(verified.bundle, verified.bindings, verified.ref, opened)
+
+    return prepare
+
+
+@asynccontextmanager
+async def router_of(
+    ctx: Context, app: str, bundle: Bundle, bindings: Bindings, *, ref: ReleaseRef | None = None
+) -> AsyncIterator[tuple[Router, Compiled]]:
+    """Open a router over one bundle; its receipts are its caller's.
+
+    Raises:
+        BundlectlError: the bundle cannot be assembled with these bindings.
+    """
+    async with world(ctx) as opened:
+        compiled = await assemble(bundle, bindings, ref or unreleased(app, bundle, bindings), opened)
+        yield Router(lambda: compiled, Discarded(), ctx.clock, ctx.new_id), compiled

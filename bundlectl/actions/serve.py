@@ -1,0 +1,164 @@
+"""serve: follow one or more environments and answer over HTTP until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from bundlectl.actions.context import Context
+from bundlectl.actions.opening import read_pin
+from bundlectl.actions.routing import input_key, receipts_folder
+from bundlectl.inference.embeddings import open_embedder
+from bundlectl.inference.http import open_session
+from bundlectl.model.errors import BackendUnavailable, UsageError
+from bundlectl.model.reference import EnvironmentReference, parse_environment
+from bundlectl.model.types import format_time
+from bundlectl.receipts.writer import ReceiptLog
+from bundlectl.registry.registry import Registry
+from bundlectl.resolver.resolver import Event, Resolver
+from bundlectl.resolver.trusted import VerifiedBundle
+from bundlectl.router.assemble import Compiled, World, assemble
+from bundlectl.router.indexes import Indexes
+from bundlectl.router.router import Router
+from bundlectl.router.server import Served, Server, check_bind
+from bundlectl.storage.store import open_store
+
+
+def serve(ctx: Context, environments: Sequence[str], *, host: str, port: int, poll: float) -> None:
+    """Serve environments until SIGINT or SIGTERM.
+
+    What was verified last is kept on disk: with the registry away, a restart answers from it and goes on
+    following once the registry is back.
+
+    Args:
+        ctx: the context.
+        environments: ``APP:ENV``, one or more.
+        host: where to listen; other than loopback only where identities are configured.
+        port: where to listen; 0 for any free one.
+        poll: seconds between looks at the registry.
+
+    Raises:
+        UsageError: the host is not loopback and no identities are configured; or the port is taken.
+        BackendUnavailable: the registry is away and nothing was kept.
+        VerificationFailed: what is live does not verify and nothing was kept.
+    """
+    refs = [parse_environment(environment) for environment in environments]
+    for ref in refs:
+        if ref.serial is not None:
+            raise UsageError(f"{ref} names one release.", fix="serve follows an environment: APP:ENV")
+    asyncio.run(_serve(ctx, refs, host, port, poll))
+
+
+async def _serve(ctx: Context, refs: Sequence[EnvironmentReference], host: str, port: int, poll: float) -> None:
+    import uvicorn
+
+    # Not ctx.registry: a folder that is away now may come back, and until then the last good serves.
+    registry = Registry(open_store(ctx.registry_url), on_warning=ctx.reporter.warn)
+    pin = read_pin(ctx)
+    async with AsyncExitStack() as stack:
+        session = open_session()
+        stack.push_async_callback(session.close)
+        served: list[Served] = []
+        for ref in refs:
+            one = await _follow(ctx, registry, pin, ref, session, poll, stack)
+            served.append(one)
+        note = check_bind(host, [one.current() for one in served])
+        if note is not None:
+            ctx.reporter.warn(note)
+        config = uvicorn.Config(
+            Server(served),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=30,
+            limit_concurrency=None,
+        )
+        server = uvicorn.Server(config)
+        await _listen(ctx, server, served)
+
+
+async def _follow(
+    ctx: Context,
+    registry: Registry,
+    pin: str,
+    ref: EnvironmentReference,
+    session: object,
+    poll: float,
+    stack: AsyncExitStack,
+) -> Served:
+    """Start following one environment; its router answers by whatever its resolver holds."""
+    log = ReceiptLog(receipts_folder(ctx, ref.app), on_loss=ctx.reporter.warn)
+    stack.callback(log.close)
+    cache = ctx.workspace / "cache"
+    resolver: Resolver[Compiled]
+    indexes = Indexes(
+        registry,
+        ctx.registry_folder,
+        lambda: resolver.keyring,
+        cache=cache,
+        on_warning=ctx.reporter.warn,
+    )
+    world = World(
+        open_index=indexes.open,
+        make_embedder=open_embedder,
+        session=session,  # type: ignore[arg-type]
+        environ=ctx.environ,
+        input_key=input_key(ctx),
+    )
+
+    async def prepare(verified: VerifiedBundle) -> Compiled:
+        return await assemble(verified.bundle, verified.bindings, verified.ref, world)
+
+    resolver = Resolver(
+        registry,
+        ref.app,
+        ref.environment,
+        pin,
+        prepare,
+        state_dir=cache / "releases",
+        poll=poll,
+        clock=ctx.clock,
+        on_event=lambda event: _told(ctx, str(ref), event),
+    )
+    await resolver.start()
+    stack.push_async_callback(resolver.stop)
+    router = Router(resolver.current, log, ctx.clock, ctx.new_id)
+    return Served(ref.app, ref.environment, resolver.current, router, lambda: resolver.status)
+
+
+def _told(ctx: Context, name: str, event: Event) -> None:
+    """Say what happened to an environment, with the time."""
+    line = f"{format_time(event.time)} {name}: {event.kind}: {event.message}"
+    if event.kind in ("serving", "reachable", "resumed"):
+        ctx.reporter.say(line)
+    else:
+        ctx.reporter.warn(line)
+
+
+async def _listen(ctx: Context, server: object, served: Sequence[Served]) -> None:
+    import uvicorn
+
+    assert isinstance(server, uvicorn.Server)
+    task = asyncio.create_task(server.serve())
+    while not server.started and not task.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        for one in served:
+            ref = one.current().ref
+            ctx.reporter.say(f"{ref.app}:{ref.environment} release {ref.serial} {ref.bundle}")
+        for listening in server.servers:
+            for socket in listening.sockets:
+                address, port = socket.getsockname()[:2]
+                shown = f"[{address}]" if ":" in address else address
+                ctx.reporter.say(f"listening on http://{shown}:{port}")
+    try:
+        await task
+    except SystemExit as error:
+        raise BackendUnavailable(
+            f"The server cannot listen on {server.config.host}:{server.config.port}.",
+            why="Another process holds the port, or it may not be used.",
+            fix="Choose another with --port.",
+        ) from error
