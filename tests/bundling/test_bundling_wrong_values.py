@@ -62,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.sampled_from(PLACES), st.sampled_from(VALUES), st.sampled_from(["replace", "add", "remove"]))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_value_in_any_place(root: Path, at: tuple[str, Path_], value: Any, how: str) -> None:
     file, path = at
     document = {"top": copy.deepcopy(PARSED[file])}
