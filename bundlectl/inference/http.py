@@ -8,6 +8,7 @@ errors reach receipts.
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -23,6 +24,8 @@ from bundlectl.inference.provider import ErrorKind, ProviderError
 MAX_REPLY = 4 * 1024 * 1024
 MAX_ERROR = 16 * 1024
 MAX_RETRY_AFTER = 3600.0
+_LARGE = 2**20
+"""Bodies above this are handed over as a file, which aiohttp sends in pieces."""
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -51,10 +54,11 @@ async def post_json(
     Raises:
         ProviderError: any other status, or a failure of the connection.
     """
+    data = to_json(body)
     with failures(what):
         response = await session.post(
             url,
-            data=to_json(body),
+            data=data if len(data) <= _LARGE else io.BytesIO(data),
             headers={"content-type": "application/json", **headers},
             allow_redirects=False,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
+
+from pydantic_core import to_json
 
 from bundlectl.model.documents import EVERYONE
 from bundlectl.model.receipt import RetrievalRecord, UsedChunk
@@ -82,7 +83,7 @@ def pack_passages(run: Run) -> None:
 def render_prompt(run: Run) -> None:
     """Render the messages; their digest says whether two requests were given the same words."""
     run.messages = run.task.prompt.render(run.input, run.passages, run.task.name, run.task.format)
-    # Objects of strings alone: these bytes are their RFC 8785 form, at a tenth of its price.
-    data = json.dumps(run.messages, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    # Strings alone, under keys in order: these bytes are their RFC 8785 form, at a fraction of its price.
+    data = to_json([{"content": message["content"], "role": message["role"]} for message in run.messages])
     run.prompt_digest = "sha256:" + hashlib.sha256(data).hexdigest()
     run.prompt_tokens = sum(estimate_tokens(message["content"]) for message in run.messages)

@@ -182,6 +182,11 @@ async def test_a_slow_consumer_of_a_stream_is_not_struck_by_the_first_token_dead
     assert seen == "one two three four"
 
 
+async def test_a_prompt_of_megabytes_is_sent(provider: OpenAIProvider, fake: FakeModels) -> None:
+    await provider.generate(call(messages=[{"role": "user", "content": "x" * 2**21}]))
+    assert len(fake.requests[0]["messages"][0]["content"]) == 2**21
+
+
 async def test_nobody_listens(fake: FakeModels) -> None:
     session = open_session()
     provider = OpenAIProvider(session, "http://127.0.0.1:9/v1", None)

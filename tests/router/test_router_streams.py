@@ -111,7 +111,7 @@ async def test_a_block_ends_the_stream_with_a_refusal(fake: FakeModels) -> None:
         long = await events(s, task="chat", policy_profile="guarded")
     assert "4111" not in text(found)
     assert found[-1].data["refused"]["code"] == "output_blocked" and "output" not in found[-1].data
-    assert long[-1].data["refused"]["code"] == "output_blocked" and len(text(long)) <= 3000
+    assert long[-1].data["refused"]["code"] == "output_blocked" and len(text(long)) <= 4000
 
 
 async def test_a_caller_that_goes_away_ends_the_call_and_leaves_a_receipt(fake: FakeModels) -> None:

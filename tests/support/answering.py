@@ -167,7 +167,7 @@ def parts() -> dict[str, Any]:
         "guardrails": {
             "plain": Profile(),
             "guarded": Profile(
-                input=Guard(max_chars=500, detectors=redact), output=Guard(max_chars=3000, detectors=redact)
+                input=Guard(max_chars=500, detectors=redact), output=Guard(max_chars=4000, detectors=redact)
             ),
             "restricted": Profile(),
         },
