@@ -280,9 +280,9 @@ class Resolver(Generic[T]):
         self.status = replace(self.status, last_error=why, stale_since=since)
 
     def _tell(self, kind: EventKind, message: str, error: BaseException | None = None) -> None:
-        # Alarms are several at a time; each is told once until it changes.
+        # Alarms are several at a time. An outage is one event, whatever the calls were that failed in it.
         slot = f"{kind} {message}" if kind == "alarm" else kind
-        if self._told.get(slot) != message:
+        if self._told.get(slot) != message and not (kind == "unreachable" and slot in self._told):
             self._told[slot] = message
             self._on_event(Event(kind, message, self._clock(), error))
 

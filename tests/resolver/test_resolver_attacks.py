@@ -225,9 +225,7 @@ def a_rollback_with_a_promotion_of_staging(world: World) -> bytes:
 
 @attack("no promoter signed")
 def a_rollback_to_a_promotion_that_nobody_signed(world: World) -> bytes:
-    forged = parse_head(world.head("prod", world.bundle("v1"), signer="mallory", serial=1, previous=NOTHING), "head")[
-        0
-    ]
+    forged = parse_head(world.head("prod", world.bundle("v1"), signer="mallory", serial=1, previous=NOTHING), "head")[0]
     return world.rollback_head("prod", 1, origins=[forged.release])
 
 
