@@ -158,3 +158,30 @@ def _refuse_existing(folder: Path, keys: Path, pin: Path) -> None:
 
 def _key(path: Path, scheme: str) -> Signer:
     return open_signer(f"file:{path}") if path.exists() else generate_key(path, scheme)
+
+
+class GeneratedKey(Strict):
+    """A private key that was made; what root needs of it is the public key."""
+
+    path: str
+    scheme: str
+    encrypted: bool
+    key_id: str
+    public: str
+
+
+def generate(ctx: Context, path: Path, *, scheme: str = "ed25519", encrypt: bool = False) -> GeneratedKey:
+    """Make a private key in a file with mode 0600.
+
+    Raises:
+        UsageError: the file exists, or the scheme is not known.
+    """
+    passphrase = ctx.passphrase(f"file:{path}") if encrypt and ctx.passphrase is not None else None
+    signer = generate_key(path, scheme, passphrase)
+    return GeneratedKey(
+        path=str(path),
+        scheme=signer.scheme,
+        encrypted=passphrase is not None,
+        key_id=signer.key_id,
+        public=signer.public_pem,
+    )

@@ -59,8 +59,8 @@ def register(app: typer.Typer) -> None:
         """Make a bundle live in an environment, if its gate passes.
 
         Every check is printed with its verdict and why. Only pass passes: fail, inconclusive and error exit with 3 and
-        change nothing. If someone else promotes first, the exit code is 5. On a terminal, an environment that asks to be
-        confirmed asks; anywhere else it needs --confirm ENV.
+        change nothing. If someone else promotes first, the exit code is 5. On a terminal, prod asks to be confirmed;
+        anywhere else it needs --confirm ENV.
         """
         from bundlectl.actions.promote import load_plan
         from bundlectl.actions.promote import promote as act

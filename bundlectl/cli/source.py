@@ -30,9 +30,7 @@ def register(app: typer.Typer) -> None:
     )
     def init(
         session: Session,
-        folder: Annotated[
-            Path, typer.Argument(metavar="DIR", help="Where the app is to be; made if it is not there.")
-        ],
+        folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the app is to be; made if it is not there.")],
         app: Annotated[str, typer.Option("--app", metavar="NAME", help="The app's name: a-z, 0-9 and -.")],
         owner: Annotated[str, typer.Option(metavar="WHO", help="Who is behind the development keys.")] = "developer",
     ) -> None:

@@ -80,7 +80,7 @@ def verb(app: typer.Typer, name: str, *, examples: str) -> Callable[[Callable[..
             for key, (annotation, default) in _GLOBALS.items()
         ]
         keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        command.__signature__ = inspect.Signature([*keyword_only, *added])  # type: ignore[attr-defined]
+        command.__signature__ = inspect.Signature([*keyword_only, *added])
         command.__annotations__ = {p.name: p.annotation for p in [*keyword_only, *added]}
         del command.__wrapped__  # type: ignore[attr-defined]  # typer would read the body's own signature through it
         shown = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())

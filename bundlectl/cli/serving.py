@@ -1,0 +1,162 @@
+"""Commands that answer: ask, serve, dev."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bundlectl.cli.verb import verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bundlectl.actions.ask import Asked
+
+
+def register(app: typer.Typer) -> None:
+    """Add the family's commands."""
+    from bundlectl.cli.session import Session
+
+    @verb(
+        app,
+        "ask",
+        examples='bundlectl ask support:prod --tenant northwind --role support_agent "How long are receipts kept?"\n'
+        'bundlectl ask bundles/support --tenant northwind --role support_agent "…"    # a source, unsigned',
+    )
+    def ask(
+        session: Session,
+        reference: Annotated[
+            str,
+            typer.Argument(metavar="APP:ENV", help="What is to answer: an environment, a bundle or a source path."),
+        ],
+        question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question.")],
+        tenant: Annotated[str, typer.Option("--tenant", metavar="ID", help="On whose behalf.")],
+        role: Annotated[str, typer.Option("--role", metavar="ROLE", help="The user's role.")],
+        task: Annotated[
+            str | None, typer.Option("--task", metavar="T", help="Which task, if the bundle has several.")
+        ] = None,
+        scope: Annotated[
+            list[str] | None,
+            typer.Option("--scope", metavar="S", help="A scope to draw on; may be repeated. [default: the task's]"),
+        ] = None,
+        profile: Annotated[
+            str | None, typer.Option("--profile", metavar="P", help="Policy profile, if the task has several.")
+        ] = None,
+    ) -> None:
+        """Ask one question through the whole request path, verified as a resolver would.
+
+        The answer goes to stdout, how it came to stderr. Its receipt is kept, and `explain` reads it.
+        """
+        from bundlectl.actions.ask import ask as act
+
+        result = act(
+            session.context(),
+            reference,
+            question,
+            task=task,
+            tenant=tenant,
+            role=role,
+            scopes=scope or [],
+            profile=profile,
+        )
+        session.show(result, lambda out: answered(out, session.err, result))
+
+    @verb(
+        app,
+        "serve",
+        examples="bundlectl serve support:prod --port 8080\n"
+        "bundlectl serve support:prod billing:prod --host 0.0.0.0 --port 8080    # with identities bound",
+    )
+    def serve(
+        session: Session,
+        environments: Annotated[list[str], typer.Argument(metavar="APP:ENV...", help="What to serve.")],
+        host: Annotated[str, typer.Option(metavar="H", help="Where to listen.")] = "127.0.0.1",
+        port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any free port.")] = 8080,
+        poll: Annotated[
+            float, typer.Option(metavar="SECONDS", min=0.1, help="How often to look at the registry.")
+        ] = 5.0,
+    ) -> None:
+        """Follow environments and answer over HTTP until told to stop.
+
+        POST /v1/requests (JSON, or SSE with Accept: text/event-stream), GET /v1/releases, /healthz, /readyz,
+        /openapi.json. What was verified last is kept on disk: with the registry away, a restart answers from it.
+        Without configured identities the server listens on loopback only.
+        """
+        from bundlectl.actions.serve import serve as act
+
+        act(session.context(), environments, host=host, port=port, poll=poll)
+
+    @verb(
+        app,
+        "dev",
+        examples="bundlectl dev bundles/support\n"
+        'bundlectl dev . --question "How long are receipts kept?" --tenant northwind --role support_agent --once',
+    )
+    def dev(
+        session: Session,
+        path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder that holds bundle.yaml.")],
+        question: Annotated[
+            list[str] | None,
+            typer.Option("--question", metavar="TEXT", help="Ask this at every save; may be repeated."),
+        ] = None,
+        tenant: Annotated[str, typer.Option("--tenant", metavar="ID", help="On whose behalf.")] = "dev",
+        role: Annotated[str, typer.Option("--role", metavar="ROLE", help="The user's role.")] = "developer",
+        suite: Annotated[
+            Path | None, typer.Option("--suite", metavar="FILE", help="Measure by this suite at every save.")
+        ] = None,
+        once: Annotated[bool, typer.Option("--once", help="Do it once and leave.")] = False,
+    ) -> None:
+        """Edit, save, see the answer and the scores: the loop of a prompt engineer.
+
+        Nothing is signed, stored or released. On a terminal, type a question to ask it of the newest save. A save that
+        does not validate is told with file and line, and the one before goes on answering.
+        """
+        from bundlectl.actions.dev import dev as act
+        from bundlectl.cli.development import Screen
+
+        act(
+            session.context(),
+            path,
+            questions=question or [],
+            tenant=tenant,
+            role=role,
+            suite=suite,
+            once=once,
+            show=Screen(session),
+        )
+
+
+def answered(out: Console, err: Console, result: Asked) -> None:
+    """Print an answer, its citations, and how it came."""
+    import json
+
+    from rich.text import Text
+
+    answer = result.answer
+    if answer.refused is not None:
+        out.print(Text(f"refused ({answer.refused.code}): ", style="bold red") + Text(answer.refused.reason))
+    elif isinstance(answer.output, dict):
+        text = answer.output.get("answer")
+        out.print(
+            text if isinstance(text, str) else json.dumps(answer.output, ensure_ascii=False, indent=2), markup=False
+        )
+    else:
+        out.print(answer.output or "", markup=False)
+    for citation in answer.citations:
+        out.print(
+            f"[{citation.n}] {citation.document} § {' > '.join(citation.section[1:] or citation.section)}",
+            markup=False,
+        )
+    if answer.degraded is not None:
+        err.print(Text(f"degraded: {answer.degraded.reason}", style="yellow"))
+    ref = answer.release
+    served = f"{ref.app}:{ref.environment} release {ref.serial}" if ref.serial else f"{ref.app}, not released"
+    cost = "cost unknown" if answer.cost.usd is None else f"${answer.cost.usd:.6f}"
+    total = sum(result.receipt.stages.values()) * 1000
+    err.print(
+        f"{served}; route {answer.route or 'none'}; {total:.0f} ms; {cost}; receipt {answer.receipt}",
+        style="dim",
+        markup=False,
+    )

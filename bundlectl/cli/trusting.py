@@ -1,0 +1,226 @@
+"""Commands on trust: sign, approve, verify, keyring, policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bundlectl.cli.verb import FirstUseOption, ReasonOption, SignerOption, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bundlectl.actions.attest import Attestation
+    from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
+    from bundlectl.actions.verify import Verified
+    from bundlectl.model.keyring import Policy
+
+Ref = Annotated[str, typer.Argument(metavar="REF", help="support@sha256:…, support:prod, or a source path.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the family's commands."""
+    from bundlectl.cli.session import Session
+
+    @verb(
+        app,
+        "sign",
+        examples="bundlectl sign support@sha256:3f2a91c0 --source bundles/support --signer file:second.pem",
+    )
+    def sign(
+        session: Session,
+        reference: Ref,
+        source: Annotated[Path, typer.Option("--source", metavar="PATH", help="Built again, and must give REF.")],
+        signer: SignerOption = None,
+    ) -> None:
+        """Sign a stored bundle's provenance, after building its source again and finding the same digest.
+
+        `build` signs already. This is for a second builder, where a gate asks for two.
+        """
+        from bundlectl.actions.attest import sign as act
+
+        result = act(session.context(signer=signer), reference, source=source)
+        session.show(result, lambda out: _attested(out, result))
+
+    @verb(
+        app,
+        "approve",
+        examples='bundlectl approve support:staging --for prod --reason "read the diff and the scores"',
+    )
+    def approve(
+        session: Session,
+        reference: Ref,
+        environment: Annotated[str, typer.Option("--for", metavar="ENV", help="Where it may go live.")],
+        reason: ReasonOption,
+        signer: SignerOption = None,
+    ) -> None:
+        """Say yes, as an approver, to one bundle in one environment."""
+        from bundlectl.actions.attest import approve as act
+
+        result = act(session.context(signer=signer), reference, environment=environment, reason=reason)
+        session.show(result, lambda out: _attested(out, result))
+
+    @verb(
+        app,
+        "verify",
+        examples="bundlectl verify support:prod\n"
+        "bundlectl verify support@sha256:3f2a91c0 --for prod\n"
+        "bundlectl verify oci:./support",
+    )
+    def verify(
+        session: Session,
+        reference: Annotated[str, typer.Argument(metavar="REF|APP:ENV|oci:DIR", help="What to verify.")],
+        environment: Annotated[
+            str | None,
+            typer.Option("--for", metavar="ENV", help="Also demand what this environment's gate asks for."),
+        ] = None,
+        trust_first_use: FirstUseOption = False,
+    ) -> None:
+        """Check every byte and signature: of a bundle, of what is live (as a resolver would), or of an export.
+
+        Exit 4 when anything is not what it must be.
+        """
+        from bundlectl.actions.verify import verify as act
+
+        result = act(session.context(trust_first_use=trust_first_use), reference, for_environment=environment)
+        session.show(result, lambda out: _verified(out, result))
+
+    keyring = typer.Typer(help="Who may do what: root's signed document.", no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(keyring, name="keyring")
+
+    @verb(keyring, "init", examples="bundlectl keyring init --app support --suite support")
+    def keyring_init(
+        session: Session,
+        app: Annotated[str, typer.Option("--app", metavar="NAME", help="The first app.")],
+        owner: Annotated[str, typer.Option(metavar="WHO", help="Who is behind the development keys.")] = "developer",
+        scheme: Annotated[str, typer.Option(metavar="S", help="ed25519 or ecdsa-p256-sha256.")] = "ed25519",
+        suite: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--suite", metavar="NAME", help="Suites that staging and prod ask for. [default: the app's name]"
+            ),
+        ] = None,
+    ) -> None:
+        """Make a registry in a folder: development keys (one for each role), keyring 1, policy 1, and the pin."""
+        from bundlectl.actions.keyring import keyring_init as act
+
+        result = act(session.context(), app, owner=owner, scheme=scheme, suites=suite)
+        session.show(result, lambda out: _initialised(out, result))
+
+    @verb(keyring, "show", examples="bundlectl keyring show\nbundlectl keyring show -o json")
+    def keyring_show(session: Session, trust_first_use: FirstUseOption = False) -> None:
+        """Show who may do what, by the newest keyring that the pin leads to."""
+        from bundlectl.actions.keyring import keyring_show as act
+
+        result = act(session.context(trust_first_use=trust_first_use))
+        session.show(result, lambda out: _keyring(out, result))
+
+    @verb(
+        keyring,
+        "generate",
+        examples="bundlectl keyring generate keys/approver.pem\n"
+        "BUNDLECTL_PASSPHRASE_FILE=secret bundlectl keyring generate keys/root.pem --encrypt",
+    )
+    def keyring_generate(
+        session: Session,
+        path: Annotated[Path, typer.Argument(metavar="PATH", help="Where to; must not exist.")],
+        scheme: Annotated[str, typer.Option(metavar="S", help="ed25519 or ecdsa-p256-sha256.")] = "ed25519",
+        encrypt: Annotated[bool, typer.Option("--encrypt", help="Encrypt it with a passphrase.")] = False,
+    ) -> None:
+        """Make a private key in a file that only you can read, and print its public key."""
+        from bundlectl.actions.keyring import generate as act
+
+        result = act(session.context(), path, scheme=scheme, encrypt=encrypt)
+        session.show(result, lambda out: _generated(out, result))
+
+    policy = typer.Typer(
+        help="Each environment's gate: the app owners' document.", no_args_is_help=True, rich_markup_mode=None
+    )
+    app.add_typer(policy, name="policy")
+
+    @verb(policy, "show", examples="bundlectl policy show support\nbundlectl policy show support -o json")
+    def policy_show(session: Session, app: Annotated[str, typer.Argument(metavar="APP", help="Whose policy.")]) -> None:
+        """Show what each environment of an app asks of a bundle."""
+        from bundlectl.actions.keyring import policy_show as act
+
+        result = act(session.context(), app)
+        session.show(result, lambda out: _policy(out, result))
+
+
+def _attested(out: Console, result: Attestation) -> None:
+    place = f" for {result.environment}" if result.environment else ""
+    out.print(f"{result.kind}{place} of {result.bundle} signed by {result.signer}", markup=False)
+    out.print(result.digest, markup=False)
+
+
+def _verified(out: Console, result: Verified) -> None:
+    from bundlectl.cli.releases import checks_table
+
+    serial = f" release {result.serial}" if result.serial else ""
+    out.print(f"verified {result.reference}{serial}", style="green")
+    out.print(f"  bundle {result.bundle}, {result.layers} layers, every byte", markup=False)
+    for item in result.attestations:
+        signers = f" by {', '.join(item.signers)}" if item.signers else ""
+        out.print(f"  {item.kind}{signers} {item.digest[:19]}", markup=False)
+    for line in result.set_aside:
+        out.print(f"  note: {line}", markup=False, style="dim")
+    checks_table(out, result.checks)
+    for alarm in result.alarms:
+        out.print(f"  alarm: {alarm}", markup=False, style="yellow")
+
+
+def _initialised(out: Console, result: Initialised) -> None:
+    out.print(f"registry {result.registry}", markup=False)
+    out.print(f"pin      {result.registry_id} (in {result.pin_file})", markup=False)
+    for key in result.keys:
+        out.print(f"key      {key}", markup=False)
+
+
+def _generated(out: Console, result: GeneratedKey) -> None:
+    out.print(f"{result.path} ({result.scheme}, {'encrypted' if result.encrypted else 'not encrypted'})", markup=False)
+    out.print(result.key_id, markup=False)
+    out.print(result.public.strip(), markup=False)
+
+
+def _keyring(out: Console, result: ShownKeyring) -> None:
+    from rich.table import Table
+
+    out.print(f"registry {result.registry}", markup=False)
+    out.print(f"keyring  {result.version}, {result.digest}, expires {result.expires or 'never'}", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("principal", "owner", "role", "state", "key"):
+        table.add_column(column, no_wrap=True)
+    for principal in result.principals:
+        table.add_row(
+            principal.principal, principal.owner, ", ".join(principal.roles), principal.state, principal.scheme
+        )
+    out.print(table)
+    for blocked in result.document.blocked:
+        out.print(f"blocked {blocked.digest}: {blocked.reason}", markup=False)
+
+
+def _policy(out: Console, policy: Policy) -> None:
+    out.print(f"policy {policy.version} of {policy.app}", markup=False)
+    for name, gate in policy.environments.items():
+        out.print(f"\n{name}", style="bold")
+        asked = []
+        if gate.provenance:
+            asked.append(f"provenance by {gate.provenance} builders")
+        for item in gate.evaluations:
+            age = f", at most {item.max_age} old" if item.max_age else ""
+            floors = "".join(f", {scorer} >= {floor:g}" for scorer, floor in item.floors.items())
+            asked.append(f"evaluation {item.suite} passed{age}{floors}")
+        if gate.approvals:
+            asked.append(f"{gate.approvals} approvals")
+        if gate.soak:
+            asked.append(f"live in {gate.soak.environment} now, for at least {gate.soak.at_least}")
+        asked += [f"no lint finding {rule}" for rule in gate.forbid_lint]
+        asked += [f"frozen {f.start:%Y-%m-%d %H:%M} to {f.end:%Y-%m-%d %H:%M}: {f.reason}" for f in gate.freezes]
+        if gate.confirm:
+            asked.append(f"--confirm {name}")
+        if gate.expires_after:
+            asked.append(f"releases expire after {gate.expires_after}; then: {gate.past_expiry}")
+        for line in asked or ["nothing"]:
+            out.print(f"  {line}", markup=False)
