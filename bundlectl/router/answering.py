@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+
+from pydantic_core import from_json
 
 from bundlectl.model.contract import Citation
 from bundlectl.model.receipt import GuardRecord, ValidationRecord
@@ -15,6 +18,7 @@ from bundlectl.router.invocation import Invocation
 from bundlectl.router.run import Refusal, Run
 from bundlectl.router.windows import GuardedStream
 from bundlectl.stages.guards import GuardOutcome
+from bundlectl.stages.output import CompiledOutput, OutputResult
 
 
 def choose_route(run: Run) -> None:
@@ -45,7 +49,7 @@ async def invoke(run: Run) -> None:
         raise Refusal("no_answer", NOTHING_FOUND)
 
 
-def guard_output(run: Run) -> None:
+async def guard_output(run: Run) -> None:
     """Inspect the answer and its quotes. Objects are inspected as parsed: an escape hides no address."""
     assert run.reply is not None
     guard = run.profile.output
@@ -56,7 +60,7 @@ def guard_output(run: Run) -> None:
         _take_citations(run, text)
         run.output = outcome.text
         return
-    checked = run.checked = run.task.output.check(text)
+    checked = run.checked = await _check(run.task.output, text)
     if checked.outcome == "invalid":
         return
     _take_citations(run, checked.value)
@@ -67,6 +71,15 @@ def guard_output(run: Run) -> None:
         if again.outcome == "invalid":
             raise Refusal("output_blocked", "The answer no longer has its required form after redaction.")
     run.output = guarded.value
+
+
+async def _check(output: CompiledOutput, text: str) -> OutputResult:
+    """Check a form; broken JSON in a thread, since repairing it may take half a second."""
+    try:
+        from_json(text)
+    except ValueError:
+        return await asyncio.to_thread(output.check, text)
+    return output.check(text)
 
 
 def validate_output(run: Run) -> str | None:

@@ -57,7 +57,7 @@ STAGES: Final = (
     Stage("prompt", render_prompt),
     Stage("route", choose_route),
     Stage("invoke", invoke, waits=True),
-    Stage("output_guard", guard_output),
+    Stage("output_guard", guard_output, waits=True),
     Stage("output_validation", validate_output),  # may go back to invoke
     # then, always: the receipt (conclude)
 )

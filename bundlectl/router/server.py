@@ -25,6 +25,7 @@ import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -100,6 +101,7 @@ def check_bind(host: str, compiled: Sequence[Compiled]) -> str | None:
     return f"{names} has no identities configured: any claim is believed, so the server listens on {host} only."
 
 
+@lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -147,7 +149,8 @@ class Server:
         loaded = [one for one in self._served if one.loaded() is not None]
         if not loaded:
             raise _http(503, "not_ready", "No release is loaded here.", fix="See /readyz.")
-        found = [one for one in loaded if self._identity(one, headers) is not None]
+        local = _arrived_locally(scope)
+        found = [one for one in loaded if self._identity(one, headers, local=local) is not None]
         if not found:
             raise _http(
                 401,
@@ -157,7 +160,7 @@ class Server:
             )
         request = _contract(body)
         one = self._choose(request, found, _header(headers, b"x-app"))
-        identity = self._identity(one, headers)
+        identity = self._identity(one, headers, local=local)
         assert identity is not None
         try:
             if b"text/event-stream" in (_header(headers, b"accept") or b""):
@@ -173,9 +176,12 @@ class Server:
         else:
             await _send(send, outcome.status, outcome.answer.model_dump_json(exclude_none=True).encode())
 
-    def _identity(self, one: Served, headers: list[tuple[bytes, bytes]]) -> Identity | None:
+    def _identity(self, one: Served, headers: list[tuple[bytes, bytes]], *, local: bool) -> Identity | None:
+        """Give who is calling. A release that came without identities is for loopback, wherever the server listens."""
         compiled = one.loaded()
-        return compiled.identities.of_key(presented_key(headers)) if compiled is not None else None
+        if compiled is None or not (compiled.identities or local):
+            return None
+        return compiled.identities.of_key(presented_key(headers))
 
     def _choose(self, request: Request, found: list[Served], app: bytes | None) -> Served:
         """Give the environment that a request is for: of the app that ``x-app`` names, else that has the task."""
@@ -230,6 +236,12 @@ def _state(one: Served) -> dict[str, Any]:
             "alarms": list(status.alarms),
         }
     return state
+
+
+def _arrived_locally(scope: Scope) -> bool:
+    """Say whether the request came in at a loopback address or a Unix socket."""
+    server = scope.get("server")
+    return server is not None and (server[1] is None or _is_loopback(server[0]))
 
 
 async def _read(headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes | None:

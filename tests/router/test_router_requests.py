@@ -86,9 +86,7 @@ ROUTES: list[tuple[str, list[Step], str | None, list[str]]] = [
 
 
 @pytest.mark.parametrize(("steps", "other", "outcomes"), [r[1:] for r in ROUTES], ids=[r[0] for r in ROUTES])
-async def test_a_misbehaving_model(
-    fake: FakeModels, steps: list[Step], other: str | None, outcomes: list[str]
-) -> None:
+async def test_a_misbehaving_model(fake: FakeModels, steps: list[Step], other: str | None, outcomes: list[str]) -> None:
     fake.then(*steps)
     async with setting(fake.base_url) as s:
         began = time.monotonic()
@@ -151,9 +149,7 @@ async def test_an_extractive_route_is_no_degraded_answer() -> None:
     async with setting() as s:
         answer = await s.router.answer(contract(tenant_id="quotes-only"), LOCAL)
         as_json = await s.router.answer(contract("ask_json", tenant_id="quotes-only"), LOCAL)
-        refused = await s.router.handle(
-            contract(tenant_id="quotes-only", question="What is the moon made of?"), LOCAL
-        )
+        refused = await s.router.handle(contract(tenant_id="quotes-only", question="What is the moon made of?"), LOCAL)
     assert answer.degraded is None and answer.route == "quotes" and answer.cost.usd == 0
     assert as_json.output["citations"][0] == 1
     assert refused.status == 200 and refused.answer.refused.code == "no_answer" and refused.answer.output is None

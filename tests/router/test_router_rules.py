@@ -49,8 +49,7 @@ def test_the_first_rule_that_matches_wins() -> None:
 
 
 PACKED = [
-    Passage(n=n, title="T", section=("S",), text=f"text of {n}", document=f"d{n}.md", chunk=f"c{n}")
-    for n in (1, 2, 3)
+    Passage(n=n, title="T", section=("S",), text=f"text of {n}", document=f"d{n}.md", chunk=f"c{n}") for n in (1, 2, 3)
 ]
 
 
@@ -128,9 +127,7 @@ def test_identities() -> None:
     def key(id_: str, value: str, **claims: Any) -> ApiKey:
         return ApiKey(id=id_, hash="sha256:" + hashlib.sha256(value.encode()).hexdigest(), **claims)
 
-    known = KnownIdentities(
-        [key("a", "ka", tenants=["acme"], roles=["*"]), key("b", "kb", tenants=["*"], roles=["x"])]
-    )
+    known = KnownIdentities([key("a", "ka", tenants=["acme"], roles=["*"]), key("b", "kb", tenants=["*"], roles=["x"])])
     a = known.of_key("ka")
     assert a is not None and a.name == "a" and a.may_claim("acme", "any") and not a.may_claim("zenith", "any")
     b = known.of_key("kb")
@@ -154,9 +151,7 @@ TELLING = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]),
     said=TELLING,
     how=st.sampled_from(["text", "json", "invalid json", "odd keys", "error", "echo", "quotes"]),
 )
-def test_a_receipt_holds_no_text_of_question_documents_or_answer(
-    question: str, text: str, said: str, how: str
-) -> None:
+def test_a_receipt_holds_no_text_of_question_documents_or_answer(question: str, text: str, said: str, how: str) -> None:
     # Marked, so that the words are surely not part of any receipt by themselves.
     question, text, said = f"QQ{question}QQ", f"DD{text}DD", f"AA{said}AA"
 
@@ -199,7 +194,7 @@ def test_the_router_loads_nothing_heavy() -> None:
 def test_the_prompt_digest_is_of_canonical_json() -> None:
     async def one() -> tuple[str, list[dict[str, str]]]:
         async with fake_models() as fake, setting(fake.base_url) as s:
-            question = "tab\t quote\" back\\ é \u2028 \x01 \x7f 😀 </script>"
+            question = 'tab\t quote" back\\ é \u2028 \x01 \x7f 😀 </script>'
             outcome = await s.router.handle(contract("chat", question), LOCAL)
             return outcome.receipt.prompt_digest or "", fake.requests[0]["messages"]
 

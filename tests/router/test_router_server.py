@@ -40,9 +40,7 @@ async def fake() -> AsyncIterator[FakeModels]:
 
 @contextlib.asynccontextmanager
 async def serving(*settings: Setting, app: Server | None = None) -> AsyncIterator[aiohttp.ClientSession]:
-    made = [
-        Served(s.compiled.ref.app, s.compiled.ref.environment, lambda s=s: s.compiled, s.router) for s in settings
-    ]
+    made = [Served(s.compiled.ref.app, s.compiled.ref.environment, lambda s=s: s.compiled, s.router) for s in settings]
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app or Server(made), log_level="error", lifespan="off", timeout_graceful_shutdown=1)
@@ -174,6 +172,27 @@ async def test_the_bind_check() -> None:
     bound = {"models": {"small": {"base_url": "http://x"}, "own": {"base_url": "http://x"}}, **IDENTITIES}
     async with setting(bindings=bound) as s:
         assert check_bind("0.0.0.0", [s.compiled]) is None
+
+
+async def test_a_release_without_identities_stays_on_loopback_wherever_the_server_listens() -> None:
+    async def status(address: str | None) -> int:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(body(data_scope=[])).encode(), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        server = None if address is None else (address, 80)
+        scope = {"type": "http", "method": "POST", "path": "/v1/requests", "headers": [], "server": server}
+        await Server([Served("support", "prod", lambda: s.compiled, s.router)])(scope, receive, send)
+        return int(sent[0]["status"])
+
+    async with setting() as s:
+        assert await status("127.0.0.1") == 200
+        assert await status("10.0.0.5") == 401
+        assert await status(None) == 401
 
 
 async def sse(client: aiohttp.ClientSession, value: Any) -> list[tuple[str, dict[str, Any]]]:
