@@ -56,9 +56,7 @@ def read_dataset(folder: Path, relative: str) -> Dataset:
             continue
         case, found = _case(line, number, shown)
         if case is not None and (before := first.setdefault(case.id, number)) != number:
-            found.append(
-                Problem(shown, number, f"the id {case.id!r} is here a second time", f"first on line {before}")
-            )
+            found.append(Problem(shown, number, f"the id {case.id!r} is here a second time", f"first on line {before}"))
         problems += found
         if len(problems) >= MAX_PROBLEMS:
             break

@@ -112,9 +112,7 @@ def _by_id(loaded: LoadedSuite, results: Sequence[CaseResult]) -> dict[str, Case
 # ---------------------------------------------------------------- scorers
 
 
-def _rows(
-    line: Scorer, loaded: LoadedSuite, by_id: Mapping[str, CaseResult], complete: bool
-) -> Iterable[ScoreSummary]:
+def _rows(line: Scorer, loaded: LoadedSuite, by_id: Mapping[str, CaseResult], complete: bool) -> Iterable[ScoreSummary]:
     """Give the scorer's summary over all cases, then over each tag that has a floor."""
     for tag, floor in [(None, line.floor), *sorted(line.tags.items())]:
         scores = [

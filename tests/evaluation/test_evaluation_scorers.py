@@ -18,9 +18,7 @@ from tests.evaluation.builders import answer, case, chunk, receipt
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 
 
-def given_score(
-    line: dict[str, Any], a_case: Any, an_answer: Any, a_receipt: Any = None, seconds: float = 1.0
-) -> Any:
+def given_score(line: dict[str, Any], a_case: Any, an_answer: Any, a_receipt: Any = None, seconds: float = 1.0) -> Any:
     output = Output(format="structured_json", schema_=SCHEMA)
     scorer = make_scorer(Line.model_validate(line), output)
     return score_case(scorer, a_case, an_answer, a_receipt or receipt(), seconds)
