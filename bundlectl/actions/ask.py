@@ -111,9 +111,7 @@ def _served(ctx: Context, reference: str) -> tuple[str, Bundle, Bindings, Releas
     keyring = open_trust(ctx)
     head = releases_of(ctx).read_head(ref.app, ref.environment)
     if head is None:
-        raise NotFound(
-            f"Nothing is live in {ref}.", fix=f"bundlectl promote REF --to {ref.environment} --reason TEXT"
-        )
+        raise NotFound(f"Nothing is live in {ref}.", fix=f"bundlectl promote REF --to {ref.environment} --reason TEXT")
     release = current(head.data, ref.app, ref.environment, keyring, ctx.clock())
     for alarm in release.alarms:
         ctx.reporter.warn(alarm)

@@ -9,6 +9,7 @@ from pathlib import Path
 from bundlectl.actions.context import Context, Progress
 from bundlectl.actions.opening import load_bundle, open_trust
 from bundlectl.actions.routing import router_of
+from bundlectl.bundling.checks import find_suites
 from bundlectl.evaluation.journal import Journal, journal_key
 from bundlectl.evaluation.report import CaseResult, Report, make_report, report_bytes
 from bundlectl.evaluation.result import summarise
@@ -72,9 +73,7 @@ def evaluate(
     for file in [suite] if suite is not None else _named_suites(reference, bundle):
         loaded = read_suite(file)
         found.append(
-            _one(
-                ctx, app, bundle, bindings, loaded.only(only) if only else loaded, concurrency, sign=sign, fresh=fresh
-            )
+            _one(ctx, app, bundle, bindings, loaded.only(only) if only else loaded, concurrency, sign=sign, fresh=fresh)
         )
     return found
 
@@ -178,14 +177,13 @@ def suite_file(root: Path, name: str) -> Path:
     """Give the file of a suite that a bundle's source in ``root`` names.
 
     Raises:
-        UsageError: it is neither in the source's own evals/ nor in that of the project.
+        UsageError: it is not there.
     """
-    places = [root / "evals", root.resolve().parent.parent / "evals"]
-    for place in places:
-        if (place / f"{name}.yaml").is_file():
-            return place / f"{name}.yaml"
+    folder = find_suites(root)
+    if folder is not None and (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
     raise UsageError(
         f"The suite {name!r} was not found.",
-        why="Looked for " + " and ".join(str(place / f"{name}.yaml") for place in places) + ".",
+        why=f"There is no evals/{name}.yaml in the source's folder, beside it or one folder up.",
         fix="Name its file: --suite FILE",
     )

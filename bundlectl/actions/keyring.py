@@ -145,9 +145,7 @@ def keyring_init(
 def _refuse_existing(folder: Path, keys: Path, pin: Path) -> None:
     """Refuse to touch a registry that has a keyring; half-made keys of a run that was killed are used again."""
     if (folder / "keyring").is_dir() and any((folder / "keyring").iterdir()):
-        raise UsageError(
-            f"{folder} already has a keyring; nothing was changed.", fix="See it: bundlectl keyring show"
-        )
+        raise UsageError(f"{folder} already has a keyring; nothing was changed.", fix="See it: bundlectl keyring show")
     if pin.exists():
         raise UsageError(
             f"{pin} already pins a keyring, and {folder} has none; nothing was changed.",

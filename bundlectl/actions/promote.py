@@ -223,9 +223,7 @@ def _since(standing: Standing, bundle: str) -> datetime:
     return standing.now
 
 
-def _plan(
-    standing: Standing, bundle: Bundle, bindings: Bindings, bindings_from: str, checks: Sequence[Check]
-) -> Plan:
+def _plan(standing: Standing, bundle: Bundle, bindings: Bindings, bindings_from: str, checks: Sequence[Check]) -> Plan:
     planned = planned_checks(checks)
     live = standing.live.release if standing.live else None
     basis = {

@@ -56,9 +56,7 @@ def verify(ctx: Context, reference: str, *, for_environment: str | None = None) 
         return _layout(reference)
     ref = parse_reference(reference)
     if isinstance(ref, SourceReference):
-        raise UsageError(
-            f"{reference} is a source.", fix="verify looks at what is stored; validate looks at sources."
-        )
+        raise UsageError(f"{reference} is a source.", fix="verify looks at what is stored; validate looks at sources.")
     if isinstance(ref, EnvironmentReference) and ref.serial is None:
         return _environment(ctx, ref)
     keyring = open_trust(ctx)

@@ -106,6 +106,12 @@ def register(app: typer.Typer) -> None:
         suite: Annotated[
             Path | None, typer.Option("--suite", metavar="FILE", help="Measure by this suite at every save.")
         ] = None,
+        environment: Annotated[
+            str, typer.Option("--env", metavar="ENV", help="Whose bindings to use, from environments/ENV.yaml.")
+        ] = "dev",
+        port: Annotated[
+            int | None, typer.Option("--port", metavar="N", help="Also answer over HTTP on loopback; 0: any free port.")
+        ] = None,
         once: Annotated[bool, typer.Option("--once", help="Do it once and leave.")] = False,
     ) -> None:
         """Edit, save, see the answer and the scores: the loop of a prompt engineer.
@@ -113,19 +119,20 @@ def register(app: typer.Typer) -> None:
         Nothing is signed, stored or released. On a terminal, type a question to ask it of the newest save. A save that
         does not validate is told with file and line, and the one before goes on answering.
         """
+        from bundlectl.actions.dev import Settings
         from bundlectl.actions.dev import dev as act
         from bundlectl.cli.development import Screen
 
-        act(
-            session.context(),
-            path,
+        settings = Settings(
             questions=question or [],
             tenant=tenant,
             role=role,
             suite=suite,
+            environment=environment,
             once=once,
-            show=Screen(session),
+            port=port,
         )
+        act(session.context(), path, settings, Screen(session))
 
 
 def answered(out: Console, err: Console, result: Asked) -> None:

@@ -80,9 +80,10 @@ def verb(app: typer.Typer, name: str, *, examples: str) -> Callable[[Callable[..
             for key, (annotation, default) in _GLOBALS.items()
         ]
         keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        command.__signature__ = inspect.Signature([*keyword_only, *added])
+        signature = inspect.Signature([*keyword_only, *added])
+        setattr(command, "__signature__", signature)  # noqa: B010  # functions have no such attribute for mypy
         command.__annotations__ = {p.name: p.annotation for p in [*keyword_only, *added]}
-        del command.__wrapped__  # type: ignore[attr-defined]  # typer would read the body's own signature through it
+        del command.__wrapped__  # typer would read the body's own signature through it
         shown = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
         app.command(name, epilog=shown)(command)
         return body

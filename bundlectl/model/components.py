@@ -183,8 +183,7 @@ class Detector(Strict):
     """
 
     entity: (
-        Literal["email", "phone", "credit_card", "iban", "us_ssn", "ip_address", "aws_access_key", "private_key"]
-        | None
+        Literal["email", "phone", "credit_card", "iban", "us_ssn", "ip_address", "aws_access_key", "private_key"] | None
     ) = None
     name: Name | None = None
     pattern: str | None = Field(default=None, min_length=1, max_length=2000)

@@ -7,7 +7,7 @@ about its bundle, and the policies that they name.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -76,8 +76,9 @@ class Head(Strict):
 
     ``origins``: envelopes of the releases this one descends from, nearest first. A promotion has none; a
     rollback and a rebind carry the promotion of their bundle; a renewal carries the promoter's release that it
-    prolongs, then that one's origins (a renewal of a renewal carries the same, so that heads do not grow). ``evidence``: envelopes about the bundle. ``policies``: envelopes of every policy version
-    that the release and its promotion name.
+    prolongs, then that one's origins (a renewal of a renewal carries the same, so that heads do not grow).
+    ``evidence``: envelopes about the bundle. ``policies``: envelopes of every policy version that the release and
+    its promotion name.
     """
 
     apiVersion: Literal["bundlectl/v1"] = "bundlectl/v1"
@@ -86,8 +87,3 @@ class Head(Strict):
     origins: list[Envelope] = Field(default=[], max_length=3)
     evidence: list[Envelope] = Field(default=[], max_length=64)
     policies: list[Envelope] = Field(min_length=1, max_length=4)
-
-
-def release_subject(app: str, bundle: str) -> list[dict[str, Any]]:
-    """Give the statement's subject for a bundle of an app."""
-    return [{"name": app, "digest": {"sha256": bundle.removeprefix("sha256:")}}]
