@@ -205,9 +205,7 @@ def _read(folder: Path) -> _Layout:
     root = Descriptor(mediaType=named.mediaType, digest=named.digest, size=named.size)
     if root.mediaType == MANIFEST_TYPE:
         missing = (
-            "The index that lists the attestations: this is a copy of the bundle's manifest alone. "
-            + _WITH_ALL
-            + ".",
+            "The index that lists the attestations: this is a copy of the bundle's manifest alone. " + _WITH_ALL + ".",
         )
         return _Layout(_bundle(folder, root), [], missing)
     if root.mediaType != INDEX_TYPE:

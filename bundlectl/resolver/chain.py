@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from bundlectl.model.canonical import digest
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.types import format_time
 from bundlectl.registry.head import parse_head, place
+from bundlectl.registry.layout import Place
 from bundlectl.resolver.lineage import lineage_of
 from bundlectl.resolver.rules import (
     check_evidence,
@@ -49,14 +51,22 @@ def verify_former(
     for name, envelope in (("release", head.release), *((f"origin {n}", o) for n, o in enumerate(head.origins, 1))):
         signers = sorted(signed_by(envelope, in_state(keyring, "compromised")))
         if signers:
-            alarms.append(
-                f"{what}: its {name} is signed with a key that is compromised by now: {', '.join(signers)}."
-            )
+            alarms.append(f"{what}: its {name} is signed with a key that is compromised by now: {', '.join(signers)}.")
     reason = keyring.blocked(release.bundle)
     if reason is not None:
         alarms.append(f"{what}: its bundle is blocked by now: {reason}")
     return VerifiedRelease(
-        data, digest(data), head, release, lineage.promotion, policy, gate, tuple(evidence), (*alarms, *doubts)
+        data=data,
+        digest=digest(data),
+        head=head,
+        release=release,
+        base=lineage.base,
+        promotion=lineage.promotion,
+        policy=policy,
+        promotion_policy=promotion_policy,
+        gate=gate,
+        evidence=tuple(evidence),
+        alarms=(*alarms, *doubts),
     )
 
 
@@ -86,6 +96,46 @@ def verify_link(older: VerifiedRelease, newer: VerifiedRelease) -> None:
         base = older.head.origins[0] if old.action == "renewal" else older.head.release
         if newer.head.origins[0].payload != base.payload:
             raise VerificationFailed(f"{what} renews another release than the one before it.")
+
+
+def verify_chain(newest_first: Iterable[VerifiedRelease]) -> Iterator[VerifiedRelease]:
+    """Walk the whole chain and give each release back once it and its link to the newer one hold.
+
+    Besides every link (:func:`verify_link`): the promotion that a rollback or a rebind rests on is the very
+    release that the history holds at its place, so none was made up; and the chain ends at the first release.
+    The live head itself is to be judged by ``verify_head``: all that this function knows rests on it.
+
+    Raises:
+        VerificationFailed: one of these does not hold; those at the end are found only after the last release.
+    """
+    newer: VerifiedRelease | None = None
+    awaited: dict[Place, tuple[str, str]] = {}
+    for one in newest_first:
+        what = f"Release {one.release.serial} of {one.release.app}:{one.release.environment}"
+        if newer is not None:
+            verify_link(one, newer)
+        claim = awaited.pop(place(one.release), None)
+        if claim is not None and claim[1] != one.head.release.payload:
+            raise VerificationFailed(
+                f"{claim[0]} rests on a promotion that never was.",
+                why=f"The history holds another release at {place(one.release)}.",
+                fix="A promoter's key signed it: find out who used it.",
+            )
+        if one.promotion is not one.release and one.head.origins:
+            awaited.setdefault(place(one.promotion), (what, one.head.origins[-1].payload))
+            if awaited[place(one.promotion)][1] != one.head.origins[-1].payload:
+                raise VerificationFailed(f"{what} rests on another promotion than a later release does.")
+        newer = one
+        yield one
+    if newer is not None and newer.release.previous is not None:
+        raise VerificationFailed(
+            f"The history of {newer.release.app}:{newer.release.environment} is cut off.",
+            why=f"Its oldest release is {place(newer.release)}, and that names one before it.",
+            fix="Restore the history from a backup.",
+        )
+    if awaited:
+        what, _ = next(iter(awaited.values()))
+        raise VerificationFailed(f"{what} rests on a promotion that the history does not hold.")
 
 
 def _as_it_was(keyring: VerifiedKeyring) -> VerifiedKeyring:

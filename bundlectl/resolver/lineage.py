@@ -56,9 +56,7 @@ def lineage_of(head: Head, release: Release, keyring: VerifiedKeyring, what: str
         promotion_envelope, promotion = rest.pop(0)
         _check_promotion(base, promotion, what)
     if rest:
-        raise VerificationFailed(
-            f"{what} carries origins that do not belong to it.", why=f"{len(rest)} are left over."
-        )
+        raise VerificationFailed(f"{what} carries origins that do not belong to it.", why=f"{len(rest)} are left over.")
     return Lineage(base, base_envelope, promotion, promotion_envelope)
 
 
@@ -90,9 +88,9 @@ def _check_origin(envelope: Envelope, origin: Release, release: Release, keyring
     if origin.candidate is not None or origin.tenant_pins is not None:
         raise VerificationFailed(f"{what} carries an origin with a candidate or tenant pins: not in this version.")
     promoters = keyring.principals("promoter", origin.app, origin.environment, states=ACTIVE_OR_RETIRED)
-    if not signed_by(envelope, promoters):
+    if origin.actor not in signed_by(envelope, promoters):
         raise VerificationFailed(
-            f"{what} carries an origin that no promoter signed.",
+            f"{what} carries an origin that no promoter signed as its actor.",
             why=f"Promoters of {origin.app}:{origin.environment} whose signature counts: {_names(promoters)}.",
         )
 

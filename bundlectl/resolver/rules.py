@@ -105,8 +105,14 @@ def check_signed(
     """Rule 6."""
     role = "renewer" if release.action == "renewal" else "promoter"
     held = keyring.principals(role, release.app, release.environment, states=states)  # type: ignore[arg-type]
-    if signed_by(envelope, held):
+    signed = signed_by(envelope, held)
+    if release.actor in signed:
         return
+    if signed:
+        raise VerificationFailed(
+            f"{what} names {release.actor} as its actor, who did not sign it.",
+            why=f"It is signed by {', '.join(sorted(signed))}.",
+        )
     others = sorted(signed_by(envelope, keyring.document.principals))
     known = ", ".join(f"{name} ({keyring.entry(name).state})" for name in others)
     raise VerificationFailed(
@@ -142,6 +148,16 @@ def check_order(release: Release, found: str, state: TrustedState | None, what: 
         raise VerificationFailed(
             f"{what} does not follow the trusted release {trusted.serial}.",
             why=f"It names {release.previous}; trusted is {state.head}.",
+        )
+
+
+def check_renewed(release: Release, base: Release, state: TrustedState | None, what: str) -> None:
+    """Rule 8, against the trusted state: a renewer alone must not bring an older release back."""
+    if state is not None and base.epoch == state.epoch and base.serial < state.base and release.action == "renewal":
+        raise VerificationFailed(
+            f"{what} is a renewal that brings release {base.serial} back.",
+            why=f"Release {state.base} was trusted after it, and a renewer may only prolong what is live.",
+            fix="Find out who used the renewer's key. A rollback takes a promoter.",
         )
 
 

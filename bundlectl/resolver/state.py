@@ -20,6 +20,8 @@ class TrustedState(Strict):
     policy: Annotated[int, Field(ge=1)]
     epoch: Annotated[int, Field(ge=1)]
     serial: Annotated[int, Field(ge=1)]
+    base: Annotated[int, Field(ge=1)]
+    """The serial of the promoter's release that was live: ``serial`` itself unless that is a renewal."""
     head: Digest
     time: Time
 

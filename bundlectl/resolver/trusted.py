@@ -31,6 +31,7 @@ from bundlectl.resolver.rules import (
     check_known,
     check_order,
     check_policy_version,
+    check_renewed,
     check_signed,
     check_times,
     check_where,
@@ -66,10 +67,14 @@ class VerifiedRelease:
     """Of ``data``."""
     head: Head
     release: Release
+    base: Release
+    """The promoter's release: what a renewal prolongs, else the release itself."""
     promotion: Release
     """The promotion that the evidence was judged under; the release itself when it is one."""
     policy: VerifiedPolicy
     """The policy that the release names."""
+    promotion_policy: VerifiedPolicy
+    """The policy that the promotion names; a release that rests on the same promotion carries it again."""
     gate: Gate
     """The environment's gate in that policy."""
     evidence: tuple[Attested, ...]
@@ -87,6 +92,7 @@ class VerifiedRelease:
             policy=max(self.policy.version, before.policy) if before else self.policy.version,
             epoch=self.release.epoch,
             serial=self.release.serial,
+            base=self.base.serial,
             head=self.digest,
             time=time,
         )
@@ -123,10 +129,10 @@ def verify_head(
     3. It is of the keyring's epoch.
     4. The keyring is at least the version that it demands, and at least the trusted one.
     5. It uses nothing that this version cannot serve: no candidate, no tenant pins.
-    6. An active promoter of this app and environment signed it; a renewal, an active renewer.
+    6. Its actor signed it: an active promoter of this app and environment; of a renewal, an active renewer.
     7. It is not older than the trusted release; the same place means the same bytes; the next serial names
        the trusted head; only the very first has no predecessor.
-    8. Its origins are whole: see ``lineage.py``.
+    8. Its origins are whole: see ``lineage.py``. A renewal prolongs nothing older than what was trusted.
     9. The policies that it and its promotion name are there, signed by the app's owners, not below root's
        floor; its own is not below the trusted one and names the environment.
     10. Its bundle is not blocked.
@@ -160,6 +166,7 @@ def verify_head(
     check_signed(head.release, release, keyring, ACTIVE, what)  # 6
     check_order(release, digest(data), state, what)  # 7
     lineage = lineage_of(head, release, keyring, what)  # 8
+    check_renewed(release, lineage.base, state, what)
     policy, promotion_policy = policies_of(head, release, lineage, keyring, what)  # 9
     check_policy_version(policy, state, what)
     gate = gate_of(policy, environment, what)
@@ -169,7 +176,17 @@ def verify_head(
     check_times(release, gate, what)  # 13
     alarms = [*doubts, *alarms_of(release, gate, keyring, state, now, what, serving=serving)]  # 14
     return VerifiedRelease(
-        data, digest(data), head, release, lineage.promotion, policy, gate, tuple(evidence), tuple(alarms)
+        data=data,
+        digest=digest(data),
+        head=head,
+        release=release,
+        base=lineage.base,
+        promotion=lineage.promotion,
+        policy=policy,
+        promotion_policy=promotion_policy,
+        gate=gate,
+        evidence=tuple(evidence),
+        alarms=tuple(alarms),
     )
 
 

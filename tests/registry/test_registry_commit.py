@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +20,7 @@ from bundlectl.model.errors import BackendUnavailable, Conflict, NotFound, Verif
 from bundlectl.registry.layout import head_key, history_key
 from bundlectl.registry.registry import Registry
 from bundlectl.registry.releases import HeadState, Releases
-from bundlectl.resolver.chain import verify_former, verify_link
+from bundlectl.resolver.chain import verify_chain, verify_former
 from bundlectl.storage.directory import DirectoryStore
 from bundlectl.storage.faults import Crash, FaultKind, FaultyStore, once, seeded
 from bundlectl.storage.memory import MemoryStore
@@ -62,18 +62,14 @@ class Meddled(MemoryStore):
 
 def check_chain(world: World, environment: str = "dev") -> list[int]:
     """Verify every release and every link as ``history --verify`` does; give the serials, newest first."""
-    found = [
-        verify_former(
-            entry.data,
-            app=world.app,
-            environment=environment,
-            registry_id=world.registry_id,
-            keyring=world.keyring,
-        )
-        for entry in Registry(world.store).releases.history(world.app, environment)
-    ]
-    for newer, older in pairwise(found):
-        verify_link(older, newer)
+    asked: dict[str, Any] = {
+        "app": world.app,
+        "environment": environment,
+        "registry_id": world.registry_id,
+        "keyring": world.keyring,
+    }
+    entries = Registry(world.store).releases.history(world.app, environment)
+    found = verify_chain(verify_former(entry.data, **asked) for entry in entries)
     return [one.release.serial for one in found]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from bundlectl.model.errors import BundlectlError, NotFound, UsageError, Verific
 from bundlectl.registry import layout
 from bundlectl.registry.pack import pack, unpack
 from bundlectl.registry.registry import Registry
-from bundlectl.resolver.chain import verify_former, verify_link
+from bundlectl.resolver.chain import verify_chain, verify_former
 from bundlectl.resolver.keyrings import first_pin, open_trust
 from bundlectl.storage.faults import FaultKind, FaultyStore, seeded
 from bundlectl.storage.memory import MemoryStore
@@ -121,9 +120,7 @@ def test_other_bytes_under_a_digest_stop_a_write(world: World) -> None:
 @settings(max_examples=30, deadline=None)
 def test_writes_whose_replies_are_lost_are_there(seed: int) -> None:
     store = MemoryStore()
-    faulty = FaultyStore(
-        store, seeded(seed, {FaultKind.FAIL_AFTER: 0.3, FaultKind.DUPLICATE: 0.2}, methods={"create"})
-    )
+    faulty = FaultyStore(store, seeded(seed, {FaultKind.FAIL_AFTER: 0.3, FaultKind.DUPLICATE: 0.2}, methods={"create"}))
     bundle = tiny_bundle()
     Registry(faulty).put_bundle("support", bundle)
     assert Registry(store).get_bundle("support", bundle.digest).blobs == bundle.blobs
@@ -213,10 +210,14 @@ def read_everything(world: World, store: MemoryStore) -> dict[str, Any]:
     keyring = world.keyring
 
     def history() -> list[Any]:
-        asked = {"app": "support", "environment": "prod", "registry_id": world.registry_id, "keyring": keyring}
-        entries = [verify_former(e.data, **asked) for e in registry.releases.history("support", "prod")]
-        for newer, older in pairwise(entries):
-            verify_link(older, newer)
+        asked: dict[str, Any] = {
+            "app": "support",
+            "environment": "prod",
+            "registry_id": world.registry_id,
+            "keyring": keyring,
+        }
+        formers = (verify_former(e.data, **asked) for e in registry.releases.history("support", "prod"))
+        entries = list(verify_chain(formers))
         return [(e.release, e.promotion) for e in entries] + [e.data for e in entries[1:]]
 
     def head() -> Any:

@@ -168,6 +168,11 @@ def a_compromised_promoter_s_key(world: World) -> bytes:
     return world.head("prod", world.bundle("v3"))
 
 
+@attack("names alice as its actor, who did not sign")
+def a_release_in_someone_else_s_name(world: World) -> bytes:
+    return world.head("prod", world.bundle("v3"), actor="alice", signer="promoter")
+
+
 @attack("not signed by a renewer")
 def a_renewal_signed_by_a_promoter(world: World) -> bytes:
     return world.renewal_head("prod", signer="promoter")
@@ -271,6 +276,14 @@ def test_a_renewal_may_change_nothing_else(world: World, field: str, value: obje
     world.rotate()
     with pytest.raises(VerificationFailed, match=f"a renewal that changes {field}"):
         world.verify("prod", world.renewal_head("prod", **{field: value}))
+
+
+@attack("brings release 1 back")
+def a_renewer_who_brings_an_older_release_back(world: World) -> bytes:
+    head, release = parse_head(world.registry.releases.release_at("support", "prod", 1).data, "head")
+    form = release.form()
+    kept = {key: form.get(key, NOTHING) for key in ("rollback_target", "since")}
+    return world.head("prod", release.bundle, action="renewal", origins=[head.release], serial=9, **kept)
 
 
 @attack("no promoter signed")
@@ -604,7 +617,7 @@ def test_no_flipped_bit_of_a_head_is_believed(world: World) -> None:
 
 
 def test_a_renewal_of_a_promoter_s_renewal_is_refused(world: World) -> None:
-    forged = parse_head(world.renewal_head("prod", signer="promoter"), "head")[0]
+    forged = parse_head(world.renewal_head("prod", actor="promoter"), "head")[0]
     world.renew("prod")
     with pytest.raises(VerificationFailed, match="renews a renewal"):
         world.verify("prod", world.renewal_head("prod", serial=9, origins=[forged.release]))

@@ -23,6 +23,7 @@ def saved(serial: int = 1, *, epoch: int = 1, pack: bytes = b"pack") -> Saved:
         policy=1,
         epoch=epoch,
         serial=serial,
+        base=serial,
         head=digest(b"head"),
         time=START,
     )

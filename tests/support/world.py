@@ -52,7 +52,7 @@ from bundlectl.model.keyring import (
 )
 from bundlectl.model.release import Action, Head, Release, RollbackTarget
 from bundlectl.model.types import format_time
-from bundlectl.registry.head import parse_head
+from bundlectl.registry.head import parse_head, release_of
 from bundlectl.registry.registry import Registry
 from bundlectl.registry.releases import HeadState
 from bundlectl.resolver.lineage import next_origins
@@ -363,7 +363,10 @@ class World:
             "policy": self.policy_document.version,
         }
         if before is not None and action == "promotion" and before.bundle != named:
-            target = RollbackTarget(bundle=before.bundle, epoch=before.epoch, serial=before.serial)
+            assert present is not None
+            origins_ = parse_head(present.data, "head")[0].origins
+            promotion = release_of(origins_[-1], "origin") if origins_ else before
+            target = RollbackTarget(bundle=before.bundle, epoch=promotion.epoch, serial=promotion.serial)
             form["rollback_target"] = target.form()
         form = {key: value for key, value in (form | changes).items() if value is not NOTHING}
         names = [signer] if isinstance(signer, str) else signer if signer is not None else [form["actor"]]
@@ -437,7 +440,7 @@ class World:
 
     def _policies(self, head: Head, origins: Iterable[Envelope]) -> list[Envelope]:
         """Today's policy, and the one that the promotion among the origins names."""
-        promotion = parse_head(canonical(head.model_copy(update={"release": [*origins][-1]}).form()), "origin")[1]
+        promotion = release_of([*origins][-1], "origin")
         wanted = {self.policy_document.version: self.policy}
         for envelope in head.policies:
             version = Policy.model_validate_json(payload_of(envelope), strict=False).version
@@ -461,9 +464,7 @@ class World:
         if data is None:
             data = self.head_of(environment)[0].data
         asked: dict[str, Any] = {"app": self.app, "environment": environment, "registry_id": self.registry_id}
-        return verify_head(
-            data, keyring=keyring or self.keyring, state=state, now=now or self.clock, **(asked | bent)
-        )
+        return verify_head(data, keyring=keyring or self.keyring, state=state, now=now or self.clock, **(asked | bent))
 
     def trust(self, environment: str) -> TrustedState:
         """Give the state of a resolver that believes the present head."""
