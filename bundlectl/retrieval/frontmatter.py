@@ -178,9 +178,7 @@ class _Labels:
         if node is None:
             return None
         if not isinstance(node, yaml.SequenceNode) or not node.value:
-            self._problem(
-                node, "'roles' must be a list of at least one role", 'roles: [support_agent] or roles: ["*"]'
-            )
+            self._problem(node, "'roles' must be a list of at least one role", 'roles: [support_agent] or roles: ["*"]')
             return None
         roles = [self._text(item, "roles") for item in node.value]
         return tuple(sorted({role for role in roles if role is not None})) or None

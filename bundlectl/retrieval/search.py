@@ -33,6 +33,9 @@ from bundlectl.retrieval.tables import reported
 FETCH = 5000
 """So many rows at most are fetched by terms; past it a question's commonest terms select no rows, they only score."""
 
+SLACK = 1000
+"""So many rows more are asked for than can match: rows that someone added to the table push none of ours out."""
+
 _COLUMNS = ["id", "terms", "length", "form"]
 
 
@@ -177,7 +180,7 @@ class Index:
             return (
                 self._table.search(match(" ".join(chosen), "terms"), query_type="fts")
                 .where(self._permitted(statistics), prefilter=True)
-                .limit(min(bound, statistics.chunks))
+                .limit(min(bound, statistics.chunks) + SLACK)
                 .select([*columns, "_score"])
                 .to_arrow()
             )

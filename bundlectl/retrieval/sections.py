@@ -80,9 +80,7 @@ def diff_snapshots(
         del gone[before], new[after]
     if gone and new and texts_a is not None and texts_b is not None:
         before_texts, after_texts = texts_a(), texts_b()
-        alike = _alike(
-            {key: before_texts.get(key, "") for key in gone}, {key: after_texts.get(key, "") for key in new}
-        )
+        alike = _alike({key: before_texts.get(key, "") for key in gone}, {key: after_texts.get(key, "") for key in new})
         for before, after in alike:
             del gone[before], new[after]
         pairs += alike
