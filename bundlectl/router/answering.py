@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from pydantic_core import from_json
 
+from bundlectl.model.canonical import digest
 from bundlectl.model.contract import Citation
 from bundlectl.model.receipt import GuardRecord, ValidationRecord
 from bundlectl.router.citations import cited
@@ -63,14 +64,30 @@ async def guard_output(run: Run) -> None:
     checked = run.checked = await _check(run.task.output, text)
     if checked.outcome == "invalid":
         return
+    try:
+        answer_digest(checked.value)
+        guarded = guard.apply_json(checked.value)
+    except (ValueError, RecursionError):
+        run.checked = OutputResult(None, "invalid", (": too deep, or holds a number or text that JSON cannot",))
+        return
     _take_citations(run, checked.value)
-    guarded = guard.apply_json(checked.value)
     _note(run, GuardOutcome("", guarded.action, guarded.findings))
     if guarded.value != checked.value:
         again = run.task.output.check(json.dumps(guarded.value, ensure_ascii=False))
         if again.outcome == "invalid":
             raise Refusal("output_blocked", "The answer no longer has its required form after redaction.")
     run.output = guarded.value
+
+
+def answer_digest(output: object) -> str:
+    """Give the digest of an answer's JSON, its keys sorted.
+
+    Raises:
+        ValueError: it holds an infinite number or half a surrogate pair, which have no JSON.
+        RecursionError: it is nested too deep.
+    """
+    data = json.dumps(output, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return digest(data.encode())
 
 
 async def _check(output: CompiledOutput, text: str) -> OutputResult:

@@ -7,10 +7,10 @@ from typing import Final
 
 from bundlectl import __version__
 from bundlectl.inference.prices import PRICE_BOOK
-from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.contract import Answer, Cost, Degraded, Usage
 from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
+from bundlectl.router.answering import answer_digest
 from bundlectl.router.run import Run
 
 STATUS: Final = {
@@ -111,6 +111,6 @@ def _receipt(
         usage=usage,
         cost=cost,
         stages=run.stages,
-        answer_digest=digest(canonical(run.output)) if answered and run.output is not None else None,
+        answer_digest=answer_digest(run.output) if answered and run.output is not None else None,
         error={"error": run.error.code, "stage": run.failed_stage} if run.error else None,
     )

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from bundlectl.model.components import Route, Routes, Rule, When
+from bundlectl.model.components import Output, Route, Routes, Rule, When
 from bundlectl.model.errors import BundlectlError, NotFound, UsageError, VerificationFailed
 from bundlectl.router.contract import ContractError
 from bundlectl.router.identity import LOCAL, Identity
+from bundlectl.router.router import Router
 from tests.support.answering import NOW, PASSAGES, HandIndex, bundle_of, chunk, contract, parts, setting
 from tests.support.fake_models import Cut, Fail, FakeModels, Raw, Refuse, Say, Stall, Step, fake_models, throttle
 
@@ -190,6 +191,46 @@ async def test_output_that_misses_its_form(
         assert again[-2] == {"role": "assistant", "content": texts[0]} and "does not fit" in again[-1]["content"]
     if route == "second":
         assert fake.requests[2]["messages"] == fake.requests[0]["messages"]
+
+
+@pytest.mark.parametrize(
+    "value", ['"\\ud800 half"', "1e999", "[" * 150 + "]" * 150, "[" * 800 + "]" * 800, "[" * 50_000, "NaN"]
+)
+async def test_no_output_of_a_model_is_a_defect(fake: FakeModels, value: str) -> None:
+    values = parts()
+    anything = {"type": "object", "required": ["answer"]}
+    values["output"]["ask_json"] = Output(format="structured_json", schema_=anything, repair=0)
+    fake.default = Say(f'{{"answer": {value}}}', piece=100_000)
+    for profile in ("plain", "guarded"):
+        async with setting(fake.base_url, values=values) as s:
+            outcome = await s.router.handle(contract("ask_json", policy_profile=profile), LOCAL)
+        if outcome.status == 200:
+            json.loads(outcome.answer.model_dump_json(), parse_constant=pytest.fail)
+
+
+async def test_what_an_answer_holds_arrives_as_it_is(fake: FakeModels) -> None:
+    values = parts()
+    values["output"]["ask_json"] = Output(format="structured_json", schema_={"type": "object"}, repair=0)
+    held = {"none": None, "big": 12345678901234567890, "float": 0.1, "list": [None, {"x": None}], "a": True}
+    fake.default = Say(json.dumps(held))
+    async with setting(fake.base_url, values=values) as s:
+        answer = await s.router.answer(contract("ask_json"), LOCAL)
+    assert json.loads(answer.model_dump_json(exclude_none=True))["output"] == held
+    assert answer.form()["output"] == held
+
+
+async def test_a_request_stays_with_the_release_it_began_on(fake: FakeModels) -> None:
+    fake.default = Stall("headers", seconds=0.2)
+    async with setting(fake.base_url) as old, setting(fake.base_url, bindings={"disabled_models": ["small"]}) as new:
+        current = old.compiled
+        router = Router(lambda: current, old.receipts, lambda: NOW)
+        running = [asyncio.ensure_future(router.handle(contract(), LOCAL)) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        current = new.compiled
+        after = await router.handle(contract(tenant_id="quotes-only"), LOCAL)
+        before = await asyncio.gather(*running)
+    assert {o.receipt.release.bindings for o in before} == {old.compiled.ref.bindings}
+    assert after.receipt.release.bindings == new.compiled.ref.bindings != old.compiled.ref.bindings
 
 
 # ---------------------------------------------------------------- who may ask what
