@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import load_bundle, open_trust, releases_of
 from bundlectl.actions.releasing import current
-from bundlectl.actions.routing import receipts_folder, router_of
+from bundlectl.actions.routing import receipts_folder, router_of, without_addresses
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.contract import Answer, ReleaseRef, Request
@@ -107,7 +107,7 @@ def _served(ctx: Context, reference: str) -> tuple[str, Bundle, Bindings, Releas
     ref = parse_reference(reference)
     if not isinstance(ref, EnvironmentReference) or ref.serial is not None:
         app, bundle = load_bundle(ctx, ref)
-        return app, bundle, Bindings(), None
+        return app, bundle, without_addresses(bundle), None
     keyring = open_trust(ctx)
     head = releases_of(ctx).read_head(ref.app, ref.environment)
     if head is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bundlectl.actions.context import Context, Progress
 from bundlectl.actions.opening import load_bundle, open_trust
-from bundlectl.actions.routing import router_of
+from bundlectl.actions.routing import router_of, without_addresses
 from bundlectl.bundling.checks import find_suites
 from bundlectl.evaluation.journal import Journal, journal_key
 from bundlectl.evaluation.report import CaseResult, Report, make_report, report_bytes
@@ -57,7 +57,7 @@ def evaluate(
         ctx: the context; its signer must be an evaluator of the app.
         reference: a stored bundle, an environment, or a source path.
         suite: the suite file; by default each suite the bundle names, found beside its source.
-        bindings_file: bindings to run with; by default none.
+        bindings_file: bindings to run with; by default none, and models that need an address are skipped.
         concurrency: cases under way at once.
         only: ids or patterns of the cases to run; such a run never passes.
         sign: False to attach nothing.
@@ -68,7 +68,10 @@ def evaluate(
         UsageError: no suite was named or found, or the key is not an evaluator's.
     """
     app, bundle = load_bundle(ctx, reference)
-    bindings = _bindings(bindings_file)
+    bindings = _bindings(bindings_file, bundle)
+    if bindings.disabled_models and bindings_file is None:
+        skipped = ", ".join(bindings.disabled_models)
+        ctx.reporter.say(f"without --bindings, models that need an address are skipped: {skipped}")
     found = []
     for file in [suite] if suite is not None else _named_suites(reference, bundle):
         loaded = read_suite(file)
@@ -153,9 +156,9 @@ async def _measure(
         )
 
 
-def _bindings(file: Path | None) -> Bindings:
+def _bindings(file: Path | None, bundle: Bundle) -> Bindings:
     if file is None:
-        return Bindings()
+        return without_addresses(bundle)
     from bundlectl.bundling.documents import load_document
 
     return load_document(file, Bindings)

@@ -33,6 +33,12 @@ class Discarded:
         """Drop it; its caller has it in its hands."""
 
 
+def without_addresses(bundle: Bundle) -> Bindings:
+    """Give the bindings of nowhere in particular: models that need an address are skipped, so routes fall back."""
+    needy = sorted(name for name, model in bundle.components.models.items() if model.provider != "extractive")
+    return Bindings(disabled_models=needy)
+
+
 def unreleased(app: str, bundle: Bundle, bindings: Bindings) -> ReleaseRef:
     """Name a bundle that runs without a release: serial 0 of no environment."""
     return ReleaseRef(

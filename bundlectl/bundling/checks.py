@@ -172,9 +172,7 @@ def _select(bundle: SourceBundle, document: Document) -> list[Problem]:
     if caught is None:
         last = len(rules) - 1
         message = "no rule takes the requests that none of these match"
-        problems.append(
-            document.problem(("routes", "select", last), message, "end with one without 'when': {use: …}")
-        )
+        problems.append(document.problem(("routes", "select", last), message, "end with one without 'when': {use: …}"))
     return problems
 
 

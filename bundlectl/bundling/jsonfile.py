@@ -24,9 +24,7 @@ def parse_json_file(data: bytes, file: str) -> tuple[dict[str, Any] | None, list
         return None, [Problem(file, line, message, right)]
 
     try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_int, parse_float=_float
-        )
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_int, parse_float=_float)
     except _Refused as error:
         return wrong(_line(error, text), error.message, error.right)
     except json.JSONDecodeError as error:

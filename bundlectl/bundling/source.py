@@ -159,9 +159,7 @@ class _Reader:
                 self.problems.append(document.problem(at, f"the file name {stem!r} is no prompt name", right))
             elif paths.setdefault(stem, task.prompt) != task.prompt:
                 message = f"{task.prompt} and {paths[stem]} would both be the prompt {stem!r}"
-                self.problems.append(
-                    document.problem(at, message, "rename one: a prompt is known by its file's name")
-                )
+                self.problems.append(document.problem(at, message, "rename one: a prompt is known by its file's name"))
             elif stem not in prompts and task.prompt not in self.documents:
                 found = self.read_yaml(task.prompt, document, at, Prompt)
                 if found is not None:

@@ -76,7 +76,7 @@ def register(app: typer.Typer) -> None:
         from bundlectl.actions.index import index_build as act
 
         result = act(session.context(signer=signer), file, app=app, pin=pin)
-        session.show(result, lambda out: _built(out, result))
+        session.show(result, lambda out: built(out, result))
 
     @verb(index, "show", examples="bundlectl index show support_docs --app support")
     def index_show(
@@ -107,7 +107,8 @@ def _transferred(out: Console, result: Transferred, verb_: str) -> None:
     out.print(f"{verb_} {result.layout}, with {result.attestations} attestations", markup=False)
 
 
-def _built(out: Console, result: IndexBuilt) -> None:
+def built(out: Console, result: IndexBuilt) -> None:
+    """Print the snapshot that was built."""
     out.print(result.snapshot, markup=False)
     state = "a new snapshot" if result.changed else "the same snapshot as before"
     out.print(

@@ -79,7 +79,7 @@ def register(app: typer.Typer) -> None:
         )
         if plan and plan_file is not None:
             plan_file.write_text(result.plan.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
-        session.show(result, lambda out: _promoted(out, result))
+        session.show(result, lambda out: promoted(out, result))
         if plan and result.plan.verdict != "pass":
             raise typer.Exit(3)
 
@@ -106,7 +106,7 @@ def register(app: typer.Typer) -> None:
         environment = reference.partition(":")[2].partition("@")[0]
         confirmed = confirm or session.ask_confirmation(environment)
         result = act(session.context(signer=signer), reference, reason=reason, confirmed=confirmed)
-        session.show(result, lambda out: _rolled_back(out, result))
+        session.show(result, lambda out: rolled_back(out, result))
 
     @verb(
         app,
@@ -182,7 +182,7 @@ def register(app: typer.Typer) -> None:
         from bundlectl.actions.status import history as act
 
         result = act(session.context(), environment, verify=verify, limit=limit)
-        session.show(result, lambda out: _history(out, result))
+        session.show(result, lambda out: history_table(out, result))
 
 
 _STYLE = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "error": "bold red"}
@@ -208,7 +208,8 @@ def _plan(out: Console, plan: Plan) -> None:
     checks_table(out, plan.checks)
 
 
-def _promoted(out: Console, result: Promoted) -> None:
+def promoted(out: Console, result: Promoted) -> None:
+    """Print a plan's checks, and the release where there is one."""
     _plan(out, result.plan)
     if result.released is None:
         out.print(f"the gate says {result.plan.verdict}; this was a plan, nothing was changed", markup=False)
@@ -230,7 +231,8 @@ def _released(out: Console, released: Released) -> None:
         out.print(f"  expires  {released.expires}", markup=False)
 
 
-def _rolled_back(out: Console, result: RolledBack) -> None:
+def rolled_back(out: Console, result: RolledBack) -> None:
+    """Print a rollback's checks and the release."""
     checks_table(out, result.checks)
     out.print(f"returned to what release {result.returned_to} made live", markup=False)
     _released(out, result.released)
@@ -270,7 +272,8 @@ def _status(out: Console, result: Status) -> None:
             out.print(f"{environment.app}:{environment.environment}: disabled models: {names}", markup=False)
 
 
-def _history(out: Console, result: History) -> None:
+def history_table(out: Console, result: History) -> None:
+    """Print an environment's releases, newest first."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bundlectl.actions.ask import Asked
+    from bundlectl.model.contract import Answer
 
 
 def register(app: typer.Typer) -> None:
@@ -136,26 +137,11 @@ def register(app: typer.Typer) -> None:
 
 
 def answered(out: Console, err: Console, result: Asked) -> None:
-    """Print an answer, its citations, and how it came."""
-    import json
-
+    """Print an answer on ``out``, and how it came on ``err``."""
     from rich.text import Text
 
     answer = result.answer
-    if answer.refused is not None:
-        out.print(Text(f"refused ({answer.refused.code}): ", style="bold red") + Text(answer.refused.reason))
-    elif isinstance(answer.output, dict):
-        text = answer.output.get("answer")
-        out.print(
-            text if isinstance(text, str) else json.dumps(answer.output, ensure_ascii=False, indent=2), markup=False
-        )
-    else:
-        out.print(answer.output or "", markup=False)
-    for citation in answer.citations:
-        out.print(
-            f"[{citation.n}] {citation.document} § {' > '.join(citation.section[1:] or citation.section)}",
-            markup=False,
-        )
+    answer_lines(out, answer)
     if answer.degraded is not None:
         err.print(Text(f"degraded: {answer.degraded.reason}", style="yellow"))
     ref = answer.release
@@ -167,3 +153,22 @@ def answered(out: Console, err: Console, result: Asked) -> None:
         style="dim",
         markup=False,
     )
+
+
+def answer_lines(out: Console, answer: Answer) -> None:
+    """Print what the caller gets: the answer or the refusal, and the citations."""
+    import json
+
+    from rich.text import Text
+
+    if answer.refused is not None:
+        out.print(Text(f"refused ({answer.refused.code}): ", style="bold red") + Text(answer.refused.reason))
+    elif isinstance(answer.output, dict):
+        text = answer.output.get("answer")
+        shown = text if isinstance(text, str) else json.dumps(answer.output, ensure_ascii=False, indent=2)
+        out.print(shown, markup=False)
+    else:
+        out.print(answer.output or "", markup=False)
+    for citation in answer.citations:
+        place = " > ".join(citation.section[1:] or citation.section)
+        out.print(f"[{citation.n}] {citation.document} § {place}", markup=False, style="dim")

@@ -78,7 +78,7 @@ def register(app: typer.Typer) -> None:
         from bundlectl.actions.build import build as act
 
         result = act(session.context(signer=signer), path, sign=not unsigned)
-        session.show(result, lambda out: _built(out, result))
+        session.show(result, lambda out: built(out, result))
 
 
 def _initialised(out: Console, result: Scaffolded) -> None:
@@ -100,7 +100,8 @@ def _validated(out: Console, result: Validated) -> None:
     _findings(out, result.findings)
 
 
-def _built(out: Console, result: Built) -> None:
+def built(out: Console, result: Built) -> None:
+    """Print a build's reference and findings."""
     out.print(result.reference, markup=False)
     state = "stored" if result.new else "was already stored"
     signed = f"signed by {result.builder}" if result.builder else "not signed"

@@ -107,7 +107,7 @@ def register(app: typer.Typer) -> None:
         from bundlectl.actions.keyring import keyring_init as act
 
         result = act(session.context(), app, owner=owner, scheme=scheme, suites=suite)
-        session.show(result, lambda out: _initialised(out, result))
+        session.show(result, lambda out: initialised(out, result))
 
     @verb(keyring, "show", examples="bundlectl keyring show\nbundlectl keyring show -o json")
     def keyring_show(session: Session, trust_first_use: FirstUseOption = False) -> None:
@@ -171,7 +171,8 @@ def _verified(out: Console, result: Verified) -> None:
         out.print(f"  alarm: {alarm}", markup=False, style="yellow")
 
 
-def _initialised(out: Console, result: Initialised) -> None:
+def initialised(out: Console, result: Initialised) -> None:
+    """Print what a new registry consists of."""
     out.print(f"registry {result.registry}", markup=False)
     out.print(f"pin      {result.registry_id} (in {result.pin_file})", markup=False)
     for key in result.keys:

@@ -62,8 +62,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
         found.append((at, end))
     stripped = ((start, end, text[start:end]) for start, end in found)
     trimmed = (
-        (start + len(body) - len(body.lstrip()), end - len(body) + len(body.rstrip()))
-        for start, end, body in stripped
+        (start + len(body) - len(body.lstrip()), end - len(body) + len(body.rstrip())) for start, end, body in stripped
     )
     return [(start, end) for start, end in trimmed if start < end]
 
@@ -149,10 +148,7 @@ def rank_sentences(question: str, passages: Sequence[Passage]) -> Ranking:
         for passage, start, end, found in rows
     ]
     support = max(
-        (
-            coverage(frozenset(terms(" ".join((p.title, *p.section, p.text))))) - RANK_COST * (p.n - 1)
-            for p in passages
-        ),
+        (coverage(frozenset(terms(" ".join((p.title, *p.section, p.text))))) - RANK_COST * (p.n - 1) for p in passages),
         default=0.0,
     )
     best = sorted(scored, key=lambda one: (-round(one.score, 9), one.passage.n, one.start))

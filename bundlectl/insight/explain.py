@@ -83,9 +83,7 @@ def explain(
     ]
     rows = _link(rows, a, b)
     same = _same_answer(a, b)
-    causes = [
-        row.question for row in rows if row.changed == "yes" and row.reached == "yes" and not row.consequence_of
-    ]
+    causes = [row.question for row in rows if row.changed == "yes" and row.reached == "yes" and not row.consequence_of]
     return Explanation(
         a=_side(a), b=_side(b), same_answer=same, rows=rows, causes=causes, summary=_summary(same, rows, causes)
     )
@@ -220,9 +218,7 @@ def _documents_row(a: Receipt, b: Receipt, snapshot_a: Snapshot | None, snapshot
     first = a.retrieval.snapshot if a.retrieval else None
     second = b.retrieval.snapshot if b.retrieval else None
     if first == second:
-        return Row(
-            question="documents", changed="no", what="the same snapshot" if first else "none used", reached="no"
-        )
+        return Row(question="documents", changed="no", what="the same snapshot" if first else "none used", reached="no")
     parts: list[str] = []
     touched: set[str] = set()
     if snapshot_a is not None and snapshot_b is not None:
@@ -284,9 +280,7 @@ def _routing_row(a: Receipt, b: Receipt) -> Row:
     if disabled:
         parts.append("a model is disabled by the bindings")
     if not parts:
-        return Row(
-            question="routing", changed="no", what=f"{a.route or 'none'} in both ({a.route_why})", reached="no"
-        )
+        return Row(question="routing", changed="no", what=f"{a.route or 'none'} in both ({a.route_why})", reached="no")
     return Row(
         question="routing",
         changed="yes",

@@ -7,11 +7,10 @@ receipt that cannot be stored (disk full, queue full) is counted and reported, a
 from __future__ import annotations
 
 import os
-import queue
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 
@@ -20,13 +19,10 @@ from bundlectl.model.receipt import Receipt
 
 QUEUE = 10_000
 BATCH = 500
+GATHER = 0.05
+"""Seconds that receipts are gathered before they are written together; a flush does not wait."""
 REPORT_EVERY = 1000
 """Of receipts that are lost in a row, the first and every so many after it are reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Flush:
-    done: threading.Event
 
 
 class ReceiptLog:
@@ -53,8 +49,13 @@ class ReceiptLog:
         self.lost = 0
         self._on_loss = on_loss
         self._file = f"{process or f'{os.getpid()}-{secrets.token_hex(4)}'}.jsonl"
-        self._queue: queue.Queue[Receipt | _Flush | None] = queue.Queue(capacity)
+        self._capacity = capacity
+        self._waiting: deque[Receipt] = deque()
         self._counts = threading.Lock()
+        self._flushing = threading.Lock()
+        self._some = threading.Event()
+        self._hurry = threading.Event()
+        self._done = threading.Event()
         self._closed = False
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="receipts", daemon=True)
@@ -64,11 +65,12 @@ class ReceiptLog:
         """Take a receipt to be written soon."""
         if self._closed:
             self._lose(1, "the receipt log is closed")
-            return
-        try:
-            self._queue.put_nowait(receipt)
-        except queue.Full:
-            self._lose(1, f"{self._queue.maxsize} receipts are waiting to be written")
+        elif len(self._waiting) >= self._capacity:
+            self._lose(1, f"{self._capacity} receipts are waiting to be written")
+        else:
+            self._waiting.append(receipt)
+            if not self._some.is_set():
+                self._some.set()
 
     def flush(self, timeout: float = 10.0) -> None:
         """Wait until what was taken so far is on disk (fsync), or was counted as lost.
@@ -78,13 +80,12 @@ class ReceiptLog:
         """
         if self._closed:
             return
-        marker = _Flush(threading.Event())
-        try:
-            self._queue.put(marker, timeout=timeout)
-        except queue.Full:
-            raise _slow(self.folder) from None
-        if not marker.done.wait(timeout):
-            raise _slow(self.folder)
+        with self._flushing:
+            self._done.clear()
+            self._hurry.set()
+            self._some.set()
+            if not self._done.wait(timeout):
+                raise _slow(self.folder)
 
     def close(self, timeout: float = 10.0) -> None:
         """Write what waits and end the thread; later receipts are counted as lost.
@@ -94,10 +95,12 @@ class ReceiptLog:
         """
         if self._closed:
             return
-        self.flush(timeout)
         self._closed = True
-        self._queue.put(None)
+        self._hurry.set()
+        self._some.set()
         self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise _slow(self.folder)
 
     def __enter__(self) -> ReceiptLog:
         return self
@@ -107,39 +110,38 @@ class ReceiptLog:
 
     def _run(self) -> None:
         while True:
-            taken = [self._queue.get()]
-            while len(taken) < BATCH:
-                try:
-                    taken.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
-            receipts = [item for item in taken if isinstance(item, Receipt)]
-            flushes = [item for item in taken if isinstance(item, _Flush)]
-            self._store(receipts, sync=bool(flushes))
-            for flush in flushes:
-                flush.done.set()
-            if None in taken:
+            self._some.wait()
+            # Waking for each receipt would cost the requests more than writing it does.
+            hurry = self._hurry.wait(GATHER)
+            self._some.clear()
+            self._hurry.clear()
+            closing = self._closed
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+                self._store(batch)
+            if hurry:
+                self._sync_newest()
+                self._done.set()
+            if closing:
                 return
 
-    def _store(self, receipts: Iterable[Receipt], *, sync: bool) -> None:
+    def _store(self, receipts: Iterable[Receipt]) -> None:
         by_day: dict[str, list[bytes]] = {}
         for receipt in receipts:
             line = receipt.model_dump_json(by_alias=True, exclude_none=True).encode() + b"\n"
             by_day.setdefault(receipt.time.astimezone(UTC).strftime("%Y-%m-%d"), []).append(line)
         for day, lines in by_day.items():
             try:
-                append(self.folder / f"date={day}" / self._file, b"".join(lines), sync=sync)
+                append(self.folder / f"date={day}" / self._file, b"".join(lines))
             except OSError as error:
                 self._lose(len(lines), error.strerror or type(error).__name__)
                 continue
             self._failing = False
             with self._counts:
                 self.written += len(lines)
-        if sync and not by_day:
-            self._sync_today()
 
-    def _sync_today(self) -> None:
-        """Bring the newest file to disk when a flush came after its lines were written."""
+    def _sync_newest(self) -> None:
+        """Bring this process's newest file to disk."""
         days = sorted(self.folder.glob(f"date=*/{self._file}"))
         if not days:
             return
@@ -161,7 +163,7 @@ class ReceiptLog:
             self._on_loss(f"{self.lost} receipts could not be stored in {self.folder}: {why}.")
 
 
-def append(path: Path, data: bytes, *, sync: bool = False) -> None:
+def append(path: Path, data: bytes) -> None:
     """Append whole lines, or nothing: what a full disk took of them is cut off again.
 
     Raises:
@@ -175,8 +177,6 @@ def append(path: Path, data: bytes, *, sync: bool = False) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(handle, view) :]
-            if sync:
-                os.fsync(handle)
         except OSError:
             os.ftruncate(handle, size)
             raise

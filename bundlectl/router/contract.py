@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 from typing import TYPE_CHECKING, Any
@@ -74,7 +73,7 @@ def input_digest(value: dict[str, Any], key: bytes) -> str:
         data = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
         raise ContractError([("input", "holds half a surrogate pair, which is no Unicode text")]) from error
-    return "hmac-sha256:" + hmac.new(key, data, hashlib.sha256).hexdigest()
+    return "hmac-sha256:" + hmac.digest(key, data, "sha256").hex()
 
 
 def _names(names: Any) -> str:

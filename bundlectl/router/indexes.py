@@ -136,9 +136,7 @@ class Indexes:
     def _tables(self, app: str, index: str, snapshot: str) -> Path | str:
         """Give the folder that holds the snapshot's tables: the copy's, else the registry's."""
         if self._folder is None:
-            raise NotFound(
-                f"Where the index {index} lies is not known.", fix=f"Bind it: indexes: {{{index}: s3://…}}"
-            )
+            raise NotFound(f"Where the index {index} lies is not known.", fix=f"Bind it: indexes: {{{index}: s3://…}}")
         origin = self._folder / index_folder(app, index)
         if self._cache is None:
             return origin
@@ -210,6 +208,4 @@ def _copy(origin: Path, kept: Path, index: str) -> None:
     except OSError as error:
         if kept.is_dir():
             return  # another process copied the same tables first
-        raise BackendUnavailable(
-            f"The tables of index {index} cannot be copied to {kept}.", why=str(error)
-        ) from error
+        raise BackendUnavailable(f"The tables of index {index} cannot be copied to {kept}.", why=str(error)) from error

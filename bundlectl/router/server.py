@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -38,12 +38,14 @@ from starlette.routing import Route
 from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Request
 from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
-from bundlectl.resolver.resolver import Status
 from bundlectl.router.assemble import Compiled
 from bundlectl.router.contract import ContractError
 from bundlectl.router.identity import Identity, presented_key
 from bundlectl.router.openapi import openapi
 from bundlectl.router.router import Event, Router, error_body
+
+if TYPE_CHECKING:
+    from bundlectl.resolver.resolver import Status
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -88,9 +88,7 @@ class CompiledOutput:
         return OutputResult(None, "invalid", errors) if errors else OutputResult(value, "valid")
 
     def _repair(self, text: str) -> OutputResult:
-        not_json = OutputResult(
-            None, "invalid", ("the whole answer: not JSON, and not near enough to JSON to repair",)
-        )
+        not_json = OutputResult(None, "invalid", ("the whole answer: not JSON, and not near enough to JSON to repair",))
         if not _repairable(text):
             return not_json
         import json_repair  # of the extra 'router': checking a schema at build must not need it

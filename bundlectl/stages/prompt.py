@@ -76,9 +76,7 @@ class CompiledPrompt:
         findings: list[PromptFinding] = []
         for index, message in enumerate(prompt.messages):
             if line := template_text.too_long(message.content, _MAX_CODE):
-                findings.append(
-                    PromptFinding(index, line, f"more than {_MAX_CODE:,} characters of code in one piece")
-                )
+                findings.append(PromptFinding(index, line, f"more than {_MAX_CODE:,} characters of code in one piece"))
                 continue
             try:
                 environment.add_template(f"message {index}", message.content)
@@ -182,9 +180,7 @@ def _check(environment: Environment, index: int, source: str, inputs: frozenset[
             yield PromptFinding(index, line, f"there is no test '{name}'")
 
 
-def _check_names(
-    environment: Environment, index: int, source: str, inputs: frozenset[str]
-) -> Iterator[PromptFinding]:
+def _check_names(environment: Environment, index: int, source: str, inputs: frozenset[str]) -> Iterator[PromptFinding]:
     """Find reads of names that are not there. The engine gives them without lines; the text gives the lines."""
     dotted, subscripts = template_text.dotted_subscripts(source)
     code = template_text.code_of(dotted)

@@ -87,9 +87,7 @@ def scripted(faults: Mapping[int, FaultKind | Fault]) -> Plan:
 
 def once(method: str, key: str, fault: FaultKind | Fault, *, nth: int = 0) -> Plan:
     """Make the plan that strikes one call: the ``nth`` (from 0) of a method with a key."""
-    return lambda call: _as_fault(
-        fault if (call.method, call.key, call.nth) == (method, key, nth) else FaultKind.PASS
-    )
+    return lambda call: _as_fault(fault if (call.method, call.key, call.nth) == (method, key, nth) else FaultKind.PASS)
 
 
 def seeded(

@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from bundlectl.model.attestation import PAYLOAD_TYPE, STATEMENT_TYPE, Envelope, EnvelopeSignature, Statement
-from bundlectl.model.canonical import canonical, parse_json
+from bundlectl.model.canonical import canonical, hex_of, parse_json
 from bundlectl.model.errors import UsageError, VerificationFailed
 from bundlectl.model.keyring import KeyringEntry
-from bundlectl.model.release import release_subject
 from bundlectl.model.types import Strict
 from bundlectl.trust.keys import key_id, verifies
 from bundlectl.trust.signers import Signer
@@ -171,7 +170,7 @@ def make_statement(app: str, bundle_digest: str, predicate_type: str, predicate:
     return canonical(
         {
             "_type": STATEMENT_TYPE,
-            "subject": release_subject(app, bundle_digest),
+            "subject": [{"name": app, "digest": {"sha256": hex_of(bundle_digest)}}],
             "predicateType": predicate_type,
             "predicate": predicate,
         }

@@ -264,9 +264,7 @@ def _evaluation(requirement: EvaluationRequirement, usable: Sequence[Attested], 
                 "so that says nothing here."
             )
             return Check(name, "inconclusive", why, fix)
-        return Check(
-            name, "inconclusive", f"No evaluator has signed a result of the suite {requirement.suite!r}.", fix
-        )
+        return Check(name, "inconclusive", f"No evaluator has signed a result of the suite {requirement.suite!r}.", fix)
     passed: list[str] = []
     bad: list[tuple[Verdict, str]] = []
     for evaluator, results in newest.items():

@@ -304,9 +304,7 @@ def _lint(situation: Situation) -> list[Check]:
             continue
         found = [message for found_rule, message in situation.lint if found_rule == rule]
         if found:
-            checks.append(
-                Check(name, "fail", "; ".join(found[:5]), "Mend it in the source, build and evaluate again.")
-            )
+            checks.append(Check(name, "fail", "; ".join(found[:5]), "Mend it in the source, build and evaluate again."))
         else:
             checks.append(Check(name, "pass", "Nothing found."))
     return checks

@@ -329,13 +329,9 @@ def _check_entry(what: str, principal: str, before: KeyringEntry, after: Keyring
 
 def _check_app(what: str, name: str, before: App, after: App | None) -> None:
     if after is None:
-        raise VerificationFailed(
-            f"{what} has lost the app {name!r}.", why="Its epochs and policy floor would be lost."
-        )
+        raise VerificationFailed(f"{what} has lost the app {name!r}.", why="Its epochs and policy floor would be lost.")
     if after.policy < before.policy:
-        raise VerificationFailed(
-            f"{what} lowers the policy floor of {name!r} from {before.policy} to {after.policy}."
-        )
+        raise VerificationFailed(f"{what} lowers the policy floor of {name!r} from {before.policy} to {after.policy}.")
     for environment, epoch in before.epochs.items():
         now = after.epochs.get(environment, 1)
         if now < epoch:
