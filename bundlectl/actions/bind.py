@@ -82,7 +82,7 @@ def bind(
         release,
         origins=lineage(live),
         evidence=live.head.evidence,
-        policies=[standing.policy.envelope, *live.head.policies],
+        policies=[standing.policy.envelope, live.promotion_policy.envelope],
     )
     return Bound(released=released, changes=changes)
 

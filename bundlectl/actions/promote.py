@@ -14,7 +14,7 @@ from bundlectl.bundling.lint import lint
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
-from bundlectl.model.errors import Conflict, GateNotPassed, NotFound, UsageError
+from bundlectl.model.errors import Conflict, GateNotPassed, NotFound, UsageError, VerificationFailed
 from bundlectl.model.reference import SourceReference, parse_reference
 from bundlectl.model.release import RollbackTarget
 from bundlectl.model.types import Strict
@@ -196,7 +196,7 @@ def _situation(
         bytes_present=True,
         snapshots=pinned_snapshots(bundle),
         lint=tuple((finding.rule, finding.message) for finding in lint(bundle.components)),
-        live=_live_elsewhere(ctx, standing),
+        live=live_in_soak_environment(ctx, standing),
         rollback_target=gates.RollbackTarget(
             bundle=target.bundle if target else None,
             present=ctx.registry.has_bundle(standing.app, target.bundle) if target else None,
@@ -205,15 +205,22 @@ def _situation(
     )
 
 
-def _live_elsewhere(ctx: Context, standing: Standing) -> dict[str, tuple[str, datetime]]:
-    """Give what is live, and since when, in the environment that the gate asks to have soaked in."""
+def live_in_soak_environment(ctx: Context, standing: Standing) -> dict[str, tuple[str, datetime]] | None:
+    """Give what is live, and since when, in the environment that the gate asks to have soaked in.
+
+    None where that environment's head does not verify: then nothing is known of it, and only pass passes.
+    """
     soak = standing.gate.soak
     if soak is None:
         return {}
     head = releases_of(ctx).read_head(standing.app, soak.environment)
     if head is None:
         return {}
-    found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
+    try:
+        found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
+    except VerificationFailed as error:
+        ctx.reporter.warn(f"{standing.app}:{soak.environment} does not verify: {error.what}")
+        return None
     return {soak.environment: (found.release.bundle, found.release.since)}
 
 

@@ -29,9 +29,10 @@ def renew(ctx: Context, reference: str, *, reason: str = "scheduled renewal") ->
         since=renewed.since,
         rollback_target=renewed.rollback_target,
     )
-    # A renewal stays under the policy and keyring of what it renews: it may change nothing else.
+    # A renewal stays under the policy and keyring of what it renews: it may change nothing else, and expires by
+    # that policy's gate.
     release = draft.model_copy(
-        update={"policy": renewed.policy, "keyring": renewed.keyring, "expires": expiry(standing.gate, standing.now)}
+        update={"policy": renewed.policy, "keyring": renewed.keyring, "expires": expiry(live.gate, standing.now)}
     )
     origins = live.head.origins if renewed.action == "renewal" else [live.head.release, *live.head.origins]
     return commit_release(

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import releases_of
-from bundlectl.actions.promote import PlannedCheck, pinned_snapshots, planned_checks
+from bundlectl.actions.promote import (
+    PlannedCheck,
+    live_in_soak_environment,
+    pinned_snapshots,
+    planned_checks,
+)
 from bundlectl.actions.releasing import Released, Standing, commit_release, former, next_release, require_live, stand
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import GateNotPassed, UsageError, VerificationFailed
@@ -76,7 +81,7 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
         release,
         origins=[origin.head.release],
         evidence=origin.head.evidence,
-        policies=[standing.policy.envelope, *origin.head.policies],
+        policies=[standing.policy.envelope, origin.promotion_policy.envelope],
         warnings=_warnings(planned_checks(checks)),
     )
     return RolledBack(checks=planned_checks(checks), released=released, returned_to=entry.release.serial)
@@ -130,6 +135,7 @@ def _situation(
         now=standing.now,
         bytes_present=True,
         snapshots=pinned_snapshots(bundle),
+        live=live_in_soak_environment(ctx, standing),
         confirmed=confirmed,
         in_history=True,
         origin=Origin(gate=origin.gate, attested=origin.evidence),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import open_current_policy, open_trust, releases_of
 from bundlectl.actions.releasing import current, former
 from bundlectl.model.errors import BundlectlError, NotFound, VerificationFailed
-from bundlectl.model.reference import parse_environment
+from bundlectl.model.reference import EnvironmentReference, parse_environment
 from bundlectl.model.types import Strict, format_time
 from bundlectl.registry.releases import Entry
-from bundlectl.resolver.chain import verify_link
+from bundlectl.resolver.chain import verify_chain
 from bundlectl.resolver.trusted import VerifiedRelease
 from bundlectl.trust.keyring import VerifiedKeyring
 
@@ -126,32 +127,40 @@ def history(ctx: Context, reference: str, *, verify: bool = False, limit: int | 
         VerificationFailed: with ``verify``: a release or a link does not hold.
     """
     ref = parse_environment(reference)
-    keyring = open_trust(ctx)
-    entries: list[HistoryEntry] = []
-    newer: VerifiedRelease | None = None
     walked = releases_of(ctx).history(ref.app, ref.environment)
-    for entry in walked if verify or limit is None else islice(walked, limit):
-        alarms: list[str] = []
-        if verify:
-            older = former(entry.data, ref.app, ref.environment, keyring)
-            if newer is not None:
-                verify_link(older, newer)
-            newer, alarms = older, list(older.alarms)
-        entries.append(_entry(entry, True if verify else None, alarms))
+    if verify:
+        entries = _verified(ctx, ref, walked)
+    else:
+        entries = [_entry(entry, None, []) for entry in (walked if limit is None else islice(walked, limit))]
     if not entries:
         raise NotFound(f"Nothing was ever live in {ref}.")
-    if verify and newer is not None and newer.release.previous is not None:
-        raise VerificationFailed(
-            f"The history of {ref} is not whole: what release {newer.release.serial} follows is missing.",
-            why=f"It names {newer.release.previous}.",
-            fix="Restore the missing file of its history from a backup.",
-        )
     return History(
         app=ref.app,
         environment=ref.environment,
         entries=entries[:limit] if limit is not None else entries,
         verified=True if verify else None,
     )
+
+
+def _verified(ctx: Context, ref: EnvironmentReference, walked: Iterator[Entry]) -> list[HistoryEntry]:
+    """Walk the chain: the live head by the resolver's rules, each former head as it was, and every link."""
+    keyring = open_trust(ctx)
+    read: list[Entry] = []
+
+    def judged() -> Iterator[VerifiedRelease]:
+        for entry in walked:
+            read.append(entry)
+            if entry.live:
+                current(entry.data, ref.app, ref.environment, keyring, ctx.clock())
+            yield former(entry.data, ref.app, ref.environment, keyring)
+
+    return [_entry(entry, True, list(release.alarms)) for release, entry in _beside(verify_chain(judged()), read)]
+
+
+def _beside(releases: Iterator[VerifiedRelease], read: list[Entry]) -> Iterator[tuple[VerifiedRelease, Entry]]:
+    """Pair each verified release with the entry that it was read from."""
+    for number, release in enumerate(releases):
+        yield release, read[number]
 
 
 def _entry(entry: Entry, verified: bool | None, alarms: list[str]) -> HistoryEntry:

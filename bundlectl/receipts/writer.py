@@ -51,11 +51,10 @@ class ReceiptLog:
         self._file = f"{process or f'{os.getpid()}-{secrets.token_hex(4)}'}.jsonl"
         self._capacity = capacity
         self._waiting: deque[Receipt] = deque()
-        self._counts = threading.Lock()
-        self._flushing = threading.Lock()
+        self._lock = threading.Lock()
         self._some = threading.Event()
         self._hurry = threading.Event()
-        self._done = threading.Event()
+        self._flushes: list[threading.Event] = []
         self._closed = False
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="receipts", daemon=True)
@@ -80,12 +79,13 @@ class ReceiptLog:
         """
         if self._closed:
             return
-        with self._flushing:
-            self._done.clear()
+        done = threading.Event()
+        with self._lock:
+            self._flushes.append(done)
             self._hurry.set()
             self._some.set()
-            if not self._done.wait(timeout):
-                raise _slow(self.folder)
+        if not done.wait(timeout):
+            raise _slow(self.folder)
 
     def close(self, timeout: float = 10.0) -> None:
         """Write what waits and end the thread; later receipts are counted as lost.
@@ -95,12 +95,15 @@ class ReceiptLog:
         """
         if self._closed:
             return
-        self._closed = True
-        self._hurry.set()
-        self._some.set()
+        with self._lock:
+            self._closed = True
+            self._hurry.set()
+            self._some.set()
         self._thread.join(timeout)
         if self._thread.is_alive():
             raise _slow(self.folder)
+        if self._waiting:
+            self._lose(len(self._waiting), "the receipt log was closed meanwhile")
 
     def __enter__(self) -> ReceiptLog:
         return self
@@ -112,16 +115,19 @@ class ReceiptLog:
         while True:
             self._some.wait()
             # Waking for each receipt would cost the requests more than writing it does.
-            hurry = self._hurry.wait(GATHER)
-            self._some.clear()
-            self._hurry.clear()
-            closing = self._closed
+            self._hurry.wait(GATHER)
+            with self._lock:
+                self._some.clear()
+                self._hurry.clear()
+                flushes, self._flushes = self._flushes, []
+                closing = self._closed
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
                 self._store(batch)
-            if hurry:
+            if flushes or closing:
                 self._sync_newest()
-                self._done.set()
+            for done in flushes:
+                done.set()
             if closing:
                 return
 
@@ -137,7 +143,7 @@ class ReceiptLog:
                 self._lose(len(lines), error.strerror or type(error).__name__)
                 continue
             self._failing = False
-            with self._counts:
+            with self._lock:
                 self.written += len(lines)
 
     def _sync_newest(self) -> None:
@@ -155,7 +161,7 @@ class ReceiptLog:
             self._lose(0, error.strerror or type(error).__name__)
 
     def _lose(self, count: int, why: str) -> None:
-        with self._counts:
+        with self._lock:
             before, self.lost = self.lost, self.lost + count
             tell = not self._failing or before // REPORT_EVERY != self.lost // REPORT_EVERY
             self._failing = True

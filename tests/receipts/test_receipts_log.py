@@ -174,15 +174,14 @@ print(path.stat().st_size)
 
 
 def test_append_makes_private_files(tmp_path: Path) -> None:
-    append(tmp_path / "d" / "f.jsonl", b"{}\n", sync=True)
+    append(tmp_path / "d" / "f.jsonl", b"{}\n")
     assert (tmp_path / "d" / "f.jsonl").stat().st_mode & 0o077 == 0
 
 
 def test_many_threads_write_at_once(tmp_path: Path) -> None:
     with ReceiptLog(tmp_path) as log:
         threads = [
-            threading.Thread(target=lambda k=k: [log.write(receipt(f"t{k}-{n}")) for n in range(100)])
-            for k in range(8)
+            threading.Thread(target=lambda k=k: [log.write(receipt(f"t{k}-{n}")) for n in range(100)]) for k in range(8)
         ]
         for thread in threads:
             thread.start()
