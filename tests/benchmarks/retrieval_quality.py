@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -50,6 +51,9 @@ from bundlectl.retrieval.index import build_index, open_index
 from bundlectl.retrieval.markdown import cut_at
 from bundlectl.retrieval.permission import Filter
 from bundlectl.retrieval.search import Index
+
+if TYPE_CHECKING:
+    from tests.benchmarks.measure import Effort, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "chunking_evaluation"
@@ -275,13 +279,14 @@ def run(corpus: Corpus, index: Index, mode: str, rerank: str) -> np.ndarray:
     )
 
 
-def test(corpora: Iterable[Corpus]) -> Iterator[dict[str, object]]:
+def test(corpora: Iterable[Corpus], labels: Sequence[str] = tuple(SETTINGS)) -> Iterator[dict[str, object]]:
     embedder = WordLlamaEmbedder()
     for corpus in corpora:
         results: dict[str, np.ndarray] = {}
         took: dict[str, float] = {}
         with opened(corpus, embedder) as index:
-            for label, (mode, rerank) in SETTINGS.items():
+            for label in labels:
+                mode, rerank = SETTINGS[label]
                 begun = time.perf_counter()
                 results[label] = run(corpus, index, mode, rerank)
                 took[label] = (time.perf_counter() - begun) / len(corpus.questions) * 1000
@@ -313,6 +318,23 @@ def textbook(corpus: Corpus) -> np.ndarray:
         scoring.K1, scoring.B = FROZEN
 
 
+def retrieval_quality(effort: Effort) -> list[Result]:
+    """Give the bench's lines: hybrid against BM25 alone, same chunks, on the corpora that nothing was tuned on."""
+    from tests.benchmarks.measure import Result
+
+    if not DATA.is_dir():
+        return []
+    found = []
+    for row in test((spans(name) for name in HELD_OUT), ("lexical", "hybrid")):
+        if row["setting"] == "lexical":
+            against = float(str(row["ndcg@10"]))
+        elif row["setting"] == "hybrid":
+            ours = float(str(row["ndcg@10"]))
+            note = f"{row['questions']} questions; paired difference {row['difference']} [{row['low']}, {row['high']}]"
+            found.append(Result(f"retrieval, {row['corpus']}", ours, against, ours / against, "nDCG@10", note))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true", help="try settings on the tuning corpora")
@@ -333,9 +355,7 @@ def main() -> int:
     for row in test(corpora):
         rows.append(row)
         part = f"{row['corpus']}{'' if row['held_out'] else ' (tuning)'}, n {row['questions']}"
-        gap = (
-            "" if row["setting"] == "lexical" else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        )
+        gap = "" if row["setting"] == "lexical" else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         figures = f"{row['ndcg@10']:.3f} | {row['hit@6']:.3f} | {row['recall@6']:.3f}"
         print(f"| {part} | {row['setting']} | {figures} | {gap} | {row['ms'] or ''} |", flush=True)
     if arguments.json:
