@@ -296,11 +296,11 @@ def _what_moved(plan: Plan, expected: Plan) -> str:
 
 def _not_passed(plan: Plan) -> GateNotPassed:
     stopped = [c for c in plan.checks if c.verdict != "pass" and not c.warning]
-    lines = "\n".join(f"  {c.verdict}: {c.name}: {c.why}" for c in stopped)
+    lines = "\n".join(f"{c.verdict}: {c.name}: {c.why}" for c in stopped)
     fixes = "; ".join(dict.fromkeys(c.fix for c in stopped if c.fix))
     return GateNotPassed(
         f"The gate of {plan.app}:{plan.environment} says {plan.verdict}; nothing was changed.",
-        why="\n" + lines,
+        why=lines,
         fix=fixes,
         details={"plan": plan.form()},
     )

@@ -184,36 +184,33 @@ _TERNARY = {"yes": "bold", "no": "dim", "unknown": "yellow"}
 
 
 def explanation(out: Console, result: Explanation) -> None:
-    """Print an explanation: the table, then the sentence."""
-    from rich.table import Table
+    """Print an explanation: what changed in three columns with its facts below, what did not, and the sentence."""
     from rich.text import Text
 
     for name, side in (("A", result.a), ("B", result.b)):
         ref = side.release
-        said = (side.refused and f"refused: {side.refused}") or (side.degraded and "degraded") or "answered"
+        said = f"refused: {side.refused}" if side.refused else "degraded" if side.degraded else "answered"
         out.print(
             f"{name}  {side.receipt}  {side.time}  {ref.app}:{ref.environment} release {ref.serial}  "
             f"{ref.bundle[:19]}  {said}",
             markup=False,
         )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    table.add_column("changed", no_wrap=True)
-    table.add_column("reached the answer", no_wrap=True)
-    table.add_column("consequence of", no_wrap=True)
-    table.add_column("what")
+    out.print(Text(f"\n{'':<20}{'changed':<10}{'reached the answer':<21}consequence of", style="bold"))
     for row in result.rows:
-        style = "bold" if row.question in result.causes else "" if row.changed == "yes" else "dim"
-        why = f" ({row.why})" if row.why else ""
-        table.add_row(
-            Text(row.question, style=style),
-            Text(row.changed, style=_TERNARY[row.changed]),
-            Text(row.reached if row.changed != "no" else "", style=_TERNARY[row.reached]),
-            ", ".join(row.consequence_of),
-            Text(row.what + why, style=style),
+        if row.changed == "no":
+            continue
+        style = "bold" if row.question in result.causes else ""
+        out.print(
+            Text(f"{row.question:<20}", style=style)
+            + Text(f"{row.changed:<10}", style=_TERNARY[row.changed])
+            + Text(f"{row.reached:<21}", style=_TERNARY[row.reached])
+            + Text(", ".join(row.consequence_of) or "-")
         )
-    out.print(table)
-    out.print(result.summary, markup=False, style="bold")
+        for fact in [*row.what.split("; "), *([row.why] if row.why else [])]:
+            out.print(f"    {fact}", markup=False, style="dim")
+    same = [row.question for row in result.rows if row.changed == "no"]
+    out.print(f"not changed: {', '.join(same) or 'nothing'}", markup=False)
+    out.print(f"\n{result.summary}", markup=False, style="bold")
 
 
 def receipt_lines(out: Console, receipt: Receipt) -> None:

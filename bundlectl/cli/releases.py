@@ -247,29 +247,40 @@ def _bound(out: Console, result: Bound) -> None:
 
 def _status(out: Console, result: Status) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("environment", "release", "bundle", "since", "expires", "why"):
-        table.add_column(column, no_wrap=column != "why")
+    for column in ("environment", "release", "bundle", "since (UTC)", "expires (UTC)"):
+        table.add_column(column, no_wrap=True)
+    notes: list[Text] = []
     for environment in result.environments:
         place = f"{environment.app}:{environment.environment}"
         if environment.state == "live":
-            bundle = (environment.bundle or "")[:19]
-            release = f"{environment.serial} {environment.action}"
             table.add_row(
-                place, release, bundle, environment.since, environment.expires or "never", environment.reason or ""
+                place,
+                f"{environment.serial} {environment.action}",
+                (environment.bundle or "")[:15],
+                minutes(environment.since),
+                minutes(environment.expires) or "never",
             )
+            notes.append(Text(f"{place}: {environment.reason} (by {environment.actor})", style="dim"))
         elif environment.state == "empty":
-            table.add_row(place, "nothing is live", "", "", "", "")
+            table.add_row(place, Text("nothing is live", style="dim"))
         else:
-            table.add_row(place, "[bold red]refused[/]", "", "", "", environment.problem or "")
-    out.print(table)
-    for environment in result.environments:
-        for alarm in environment.alarms:
-            out.print(f"alarm: {environment.app}:{environment.environment}: {alarm}", markup=False, style="yellow")
+            table.add_row(place, Text("refused", style="bold red"))
+            notes.append(Text(f"{place}: refused: {environment.problem}", style="bold red"))
         if environment.disabled_models:
             names = ", ".join(environment.disabled_models)
-            out.print(f"{environment.app}:{environment.environment}: disabled models: {names}", markup=False)
+            notes.append(Text(f"{place}: disabled models: {names}", style="yellow"))
+        notes += [Text(f"{place}: alarm: {alarm}", style="yellow") for alarm in environment.alarms]
+    out.print(table)
+    for note in notes:
+        out.print(note)
+
+
+def minutes(time: str | None) -> str:
+    """Write a time of a document for a table: to the minute."""
+    return time[:16].replace("T", " ") if time else ""
 
 
 def history_table(out: Console, result: History) -> None:
@@ -277,12 +288,12 @@ def history_table(out: Console, result: History) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("release", "action", "bundle", "time", "by", "why"):
+    for column in ("release", "action", "bundle", "time (UTC)", "by", "why"):
         table.add_column(column, no_wrap=column != "why")
     for entry in result.entries:
         serial = f"{entry.serial}" if entry.epoch == 1 else f"{entry.epoch}-{entry.serial}"
         mark = " live" if entry.live else ""
-        table.add_row(serial + mark, entry.action, entry.bundle[:19], entry.time, entry.actor, entry.reason)
+        table.add_row(serial + mark, entry.action, entry.bundle[:15], minutes(entry.time), entry.actor, entry.reason)
     out.print(table)
     for entry in result.entries:
         for alarm in entry.alarms:

@@ -38,7 +38,9 @@ class Session:
         """The console of stdout."""
         from rich.console import Console
 
-        return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        # Into a pipe or a file nothing is cut to the width of a terminal that is not there.
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+        return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
 
     @cached_property
     def err(self) -> Console:
@@ -119,7 +121,7 @@ class Session:
 
         self.err.print(Text("error: ", style="bold red") + Text(error.what))
         if error.why:
-            self.err.print(Text("  why: ", style="dim") + Text(error.why))
+            self.err.print(Text("  why: ", style="dim") + Text(error.why.strip().replace("\n", "\n       ")))
         if error.fix:
             self.err.print(Text("  fix: ", style="dim") + Text(error.fix))
 
