@@ -249,7 +249,7 @@ def _status(out: Console, result: Status) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for column in ("environment", "release", "bundle", "since (UTC)", "expires (UTC)"):
         table.add_column(column, no_wrap=True)
     notes: list[Text] = []
@@ -265,7 +265,7 @@ def _status(out: Console, result: Status) -> None:
             )
             notes.append(Text(f"{place}: {environment.reason} (by {environment.actor})", style="dim"))
         elif environment.state == "empty":
-            table.add_row(place, Text("nothing is live", style="dim"))
+            table.add_row(place, Text("empty", style="dim"))
         else:
             table.add_row(place, Text("refused", style="bold red"))
             notes.append(Text(f"{place}: refused: {environment.problem}", style="bold red"))
