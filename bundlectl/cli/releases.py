@@ -250,7 +250,7 @@ def _status(out: Console, result: Status) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    for column in ("environment", "release", "bundle", "since (UTC)", "expires (UTC)"):
+    for column in ("environment", "release", "bundle", "since (UTC)", "expires"):
         table.add_column(column, no_wrap=True)
     notes: list[Text] = []
     for environment in result.environments:
@@ -261,7 +261,7 @@ def _status(out: Console, result: Status) -> None:
                 f"{environment.serial} {environment.action}",
                 (environment.bundle or "")[:15],
                 minutes(environment.since),
-                minutes(environment.expires) or "never",
+                (environment.expires or "never")[:10],
             )
             notes.append(Text(f"{place}: {environment.reason} (by {environment.actor})", style="dim"))
         elif environment.state == "empty":
