@@ -99,8 +99,12 @@ def run_guarded(
     from bundlectl.model.errors import BundlectlError
 
     session = Session(registry_url=registry or os.environ.get("BUNDLECTL_REGISTRY") or "", output=output, debug=debug)
+    left: typer.Exit | None = None
     try:
-        body(session)
+        try:
+            body(session)
+        except typer.Exit as exit_:  # a verdict told by the exit code, e.g. that of `diff --exit-code`
+            left = exit_
         session.flush()
     except BundlectlError as error:
         session.show_error(error)
@@ -115,3 +119,5 @@ def run_guarded(
     except Exception as error:  # noqa: BLE001  # the one place where a defect of ours becomes exit 1
         session.show_defect(error)
         raise typer.Exit(1) from None
+    if left is not None:
+        raise left
