@@ -11,6 +11,7 @@ from bundlectl.actions.context import Context
 from bundlectl.actions.opening import releases_of, resolve_bundle
 from bundlectl.actions.releasing import Released, Standing, commit_release, current, next_release, stand
 from bundlectl.bundling.lint import lint
+from bundlectl.model.attestation import Envelope
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
@@ -26,13 +27,14 @@ from bundlectl.trust.gate import Check, Situation, judge, verdict_of
 
 
 class PlannedCheck(Strict):
-    """One check of the gate. A ``warning`` is told and decides nothing."""
+    """One check of the gate. A ``warning`` is told and decides nothing; ``override`` is the digest of what made it one."""
 
     name: str
     verdict: Verdict
     why: str
     fix: str = ""
     warning: bool = False
+    override: str | None = None
 
 
 class Plan(Strict):
@@ -123,8 +125,9 @@ def promote(
         "promoter",
         release,
         origins=[],
-        evidence=[found.envelope for found in current_evidence(standing.gate, evidence, standing.keyring)],
+        evidence=_carried(standing, evidence, checks),
         policies=[standing.policy.envelope],
+        warnings=[f"{check.name}: {check.why}" for check in checks if check.override],
     )
     return Promoted(plan=plan, released=released)
 
@@ -154,6 +157,13 @@ def _evidence(ctx: Context, standing: Standing, bundle: str) -> list[Attested]:
     for item in refused:
         ctx.reporter.say(f"set aside: {item.why}")
     return counted
+
+
+def _carried(standing: Standing, evidence: Sequence[Attested], checks: Sequence[Check]) -> list[Envelope]:
+    """Give what the head carries: the evidence that speaks, and the overrides that were used."""
+    used = {check.override for check in checks if check.override}
+    spoken = current_evidence(standing.gate, evidence, standing.keyring)
+    return [found.envelope for found in (*spoken, *(item for item in evidence if item.digest in used))]
 
 
 def _rollback_target(ctx: Context, standing: Standing, bundle: Bundle) -> RollbackTarget | None:
@@ -201,6 +211,7 @@ def _situation(
             bundle=target.bundle if target else None,
             present=ctx.registry.has_bundle(standing.app, target.bundle) if target else None,
         ),
+        head=standing.present.digest if standing.present else None,
         confirmed=confirmed,
     )
 
@@ -239,7 +250,7 @@ def _plan(standing: Standing, bundle: Bundle, bindings: Bindings, bindings_from:
         "bindings": digest(canonical(bindings.form())),
         "keyring": standing.keyring.digest,
         "policy": standing.policy.digest,
-        "checks": [[c.name, c.verdict] for c in planned],
+        "checks": [[c.name, c.verdict, c.warning] for c in planned],
     }
     return Plan(
         app=standing.app,
@@ -257,7 +268,12 @@ def _plan(standing: Standing, bundle: Bundle, bindings: Bindings, bindings_from:
 
 def planned_checks(checks: Sequence[Check]) -> list[PlannedCheck]:
     """Give checks in the form that plans and results hold."""
-    return [PlannedCheck(name=c.name, verdict=c.verdict, why=c.why, fix=c.fix, warning=c.warning) for c in checks]
+    return [
+        PlannedCheck(
+            name=c.name, verdict=c.verdict, why=c.why, fix=c.fix, warning=c.warning, override=c.override or None
+        )
+        for c in checks
+    ]
 
 
 def pinned_snapshots(bundle: Bundle) -> dict[str, str]:
@@ -285,13 +301,17 @@ def _what_moved(plan: Plan, expected: Plan) -> str:
         )
         if old != new
     ]
-    before = {c.name: c.verdict for c in expected.checks}
+    before = {c.name: _said(c) for c in expected.checks}
     moved += [
-        f"{c.name}: {before.get(c.name, 'absent')} -> {c.verdict}"
+        f"{c.name}: {before.get(c.name, 'absent')} -> {_said(c)}"
         for c in plan.checks
-        if before.get(c.name) != c.verdict
+        if before.get(c.name) != _said(c)
     ]
     return "; ".join(moved) or "The keyring, the policy or the head has other bytes."
+
+
+def _said(check: PlannedCheck) -> str:
+    return f"{check.verdict}, overridden" if check.override else check.verdict
 
 
 def _not_passed(plan: Plan) -> GateNotPassed:

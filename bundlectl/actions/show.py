@@ -23,6 +23,7 @@ class ShownAttestation(Strict):
     signers: list[str]
     verdict: str | None = None
     suite: str | None = None
+    predicate_type: str | None = None
     scores: list[ScoreSummary] = []
     why: str = ""
 
@@ -84,6 +85,7 @@ def attestations_of(ctx: Context, app: str, bundle: str) -> list[ShownAttestatio
                 signers=sorted(counted[0].signers),
                 verdict=result.verdict if result else None,
                 suite=result.suite if result else None,
+                predicate_type=counted[0].predicate_type if kind not in KINDS.values() else None,
                 scores=result.scores if result else [],
             )
         )

@@ -62,11 +62,13 @@ def status(ctx: Context, app: str | None = None) -> Status:
 
 
 def _environment(ctx: Context, keyring: VerifiedKeyring, app: str, environment: str) -> EnvironmentStatus:
-    state = releases_of(ctx).read_head(app, environment)
-    if state is None:
-        return EnvironmentStatus(app=app, environment=environment, state="empty")
+    releases = releases_of(ctx)
     try:
+        state = releases.read_head(app, environment)
+        if state is None:
+            return EnvironmentStatus(app=app, environment=environment, state="empty")
         live = current(state.data, app, environment, keyring, ctx.clock())
+        releases.check_newest(app, environment, state)
     except VerificationFailed as error:
         # One environment that does not verify must not hide the others.
         return EnvironmentStatus(app=app, environment=environment, state="refused", problem=_brief(error))

@@ -7,7 +7,7 @@ from bundlectl.actions.opening import load_bundle, open_current_policy, open_tru
 from bundlectl.actions.promote import PlannedCheck, planned_checks
 from bundlectl.actions.releasing import current
 from bundlectl.actions.transfer import SCHEME, oci_folder
-from bundlectl.model.attestation import KINDS, Envelope
+from bundlectl.model.attestation import KINDS, OTHER_KIND, Envelope
 from bundlectl.model.canonical import digest
 from bundlectl.model.errors import NotFound, UsageError, VerificationFailed
 from bundlectl.model.reference import EnvironmentReference, SourceReference, parse_reference
@@ -15,13 +15,14 @@ from bundlectl.model.types import Strict
 from bundlectl.registry.oci import read_layout
 from bundlectl.resolver.trusted import verify_bundle
 from bundlectl.trust.envelope import envelope_bytes, open_statement
-from bundlectl.trust.evidence import gather_evidence, required_evidence
+from bundlectl.trust.evidence import Attested, gather_evidence, required_evidence
 
 
 class VerifiedAttestation(Strict):
     """One attestation that counts, and who signed it."""
 
     kind: str
+    predicate_type: str | None = None
     digest: str
     signers: list[str]
 
@@ -84,15 +85,22 @@ def verify(ctx: Context, reference: str, *, for_environment: str | None = None) 
         bundle=bundle.digest,
         layers=len(bundle.manifest.layers),
         attestations=[
-            VerifiedAttestation(kind=item.kind, digest=item.digest, signers=sorted(item.signers)) for item in counted
+            _counted(item) for item in counted
         ],
         set_aside=[item.why for item in refused],
         checks=planned_checks(checks),
     )
 
 
+def _counted(item: Attested) -> VerifiedAttestation:
+    type_ = item.predicate_type if item.kind == OTHER_KIND else None
+    return VerifiedAttestation(
+        kind=item.kind, predicate_type=type_, digest=item.digest, signers=sorted(item.signers)
+    )
+
+
 def _kind(envelope: Envelope) -> str:
-    return KINDS.get(open_statement(envelope).predicateType, "attestation")
+    return KINDS.get(open_statement(envelope).predicateType, OTHER_KIND)
 
 
 def _layout(reference: str) -> Verified:
@@ -127,6 +135,7 @@ def _environment(ctx: Context, ref: EnvironmentReference) -> Verified:
     release = current(state.data, ref.app, ref.environment, keyring, ctx.clock())
     bundle = ctx.registry.get_bundle(ref.app, release.release.bundle)
     verify_bundle(bundle, release, keyring)
+    releases_of(ctx).check_newest(ref.app, ref.environment, state)
     _ = bundle.components
     return Verified(
         reference=str(ref),
@@ -134,8 +143,7 @@ def _environment(ctx: Context, ref: EnvironmentReference) -> Verified:
         bundle=bundle.digest,
         layers=len(bundle.manifest.layers),
         attestations=[
-            VerifiedAttestation(kind=item.kind, digest=item.digest, signers=sorted(item.signers))
-            for item in release.evidence
+            _counted(item) for item in release.evidence
         ],
         set_aside=[],
         serial=release.release.serial,

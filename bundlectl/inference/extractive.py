@@ -22,7 +22,7 @@ HEADING = "Passages that may answer:"
 NO_ANSWER = "The documents that may be used here do not answer this question."
 
 SENTENCES = 3
-"""How many sentences are quoted."""
+"""How many sentences are quoted, each from another passage."""
 
 RANK_COST = 0.05
 """What each place further down in the packed context costs, in shares of the question covered."""
@@ -164,8 +164,17 @@ def _idf(frequency: int, rows: int) -> float:
     return math.log(1 + (rows - frequency + 0.5) / (frequency + 0.5))
 
 
+def _one_of_each(ranked: Sequence[Scored]) -> list[Scored]:
+    """Give the best sentence of each of the best passages: three places to look at, not three lines of one."""
+    best: dict[int, Scored] = {}
+    for one in ranked:
+        if one.coverage > 0 and len(best) < SENTENCES:
+            best.setdefault(one.passage.n, one)
+    return list(best.values())
+
+
 class ExtractiveProvider:
-    """Quotes the three best sentences with citations, or refuses when the passages hold too little of the question.
+    """Quotes the best sentence of each of the three best passages with citations, or refuses when the passages hold too little of the question.
 
     Args:
         min_score: the least :attr:`Ranking.support`, from 0 (always quote) to 1.
@@ -194,7 +203,7 @@ class ExtractiveProvider:
     def answer(self, call: ModelCall) -> ModelReply:
         """Do the work of :meth:`generate`, which has nothing to wait for."""
         ranking = rank_sentences(call.question, call.passages)
-        best = [one for one in ranking.sentences[:SENTENCES] if one.coverage > 0]
+        best = _one_of_each(ranking.sentences)
         if not best or ranking.support < self.min_score:
             return ModelReply(_fit(NO_ANSWER, (), call.schema), citations=(), refused=True)
         lines = [f"- {' '.join(one.text.split())} [{one.passage.n}]" for one in best]

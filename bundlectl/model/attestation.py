@@ -6,9 +6,10 @@ The subject is always the bundle's digest, and the subject's name is the app.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from bundlectl.model.types import Digest, Name, Principal, StoreName, Strict, Text, Time
 from bundlectl.model.verdict import Verdict
@@ -22,10 +23,15 @@ SNAPSHOT_PAYLOAD_TYPE = "application/vnd.bundlectl.snapshot.v1+json"
 PROVENANCE = "https://slsa.dev/provenance/v1"
 EVALUATION = "urn:bundlectl:predicate:evaluation:v1"
 APPROVAL = "urn:bundlectl:predicate:approval:v1"
+OVERRIDE = "urn:bundlectl:predicate:override:v1"
 RELEASE = "urn:bundlectl:predicate:release:v1"
 
-KINDS = {PROVENANCE: "provenance", EVALUATION: "evaluation", APPROVAL: "approval"}
+KINDS = {PROVENANCE: "provenance", EVALUATION: "evaluation", APPROVAL: "approval", OVERRIDE: "override"}
 """Predicate type -> the word used for it in policies, referrers and output."""
+OTHER_KIND: Final = "attestation"
+"""The word for every other predicate type that a principal signed: a review, a red team's report, …"""
+
+MAX_OVERRIDE = timedelta(hours=24)
 
 
 class SubjectDigest(Strict):
@@ -80,6 +86,28 @@ class Approval(Strict):
     reason: Text
     actor: Principal
     time: Time
+
+
+class Override(Strict):
+    """An approver's word that some checks of one environment's gate need not hold for one promotion of the bundle.
+
+    ``previous`` is the digest of the head that the promotion replaces (absent: nothing is live), so an override
+    serves once; it lives at most 24 hours. Only checks that are judged at promotion can be named.
+    """
+
+    environment: StoreName
+    checks: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(min_length=1, max_length=32)
+    previous: Digest | None = None
+    reason: Text
+    actor: Principal
+    time: Time
+    expires: Time
+
+    @model_validator(mode="after")
+    def _short(self) -> Override:
+        if not self.time < self.expires <= self.time + MAX_OVERRIDE:
+            raise ValueError("an override ends after it begins, and within 24 hours")
+        return self
 
 
 class ScoreSummary(Strict):

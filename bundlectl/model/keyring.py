@@ -10,6 +10,8 @@ from bundlectl.model.types import Digest, Duration, Name, Principal, StoreName, 
 
 Role = Literal["builder", "evaluator", "approver", "promoter", "renewer", "indexer", "gc"]
 ROLES: tuple[Role, ...] = ("builder", "evaluator", "approver", "promoter", "renewer", "indexer", "gc")
+EvidenceRole = Literal["builder", "evaluator", "approver"]
+"""The roles whose word about a bundle is evidence."""
 KeyState = Literal["active", "retired", "compromised"]
 
 
@@ -84,7 +86,7 @@ class Blocked(Strict):
 
 
 class Keyring(Strict):
-    """Root's document. Version N+1 needs the thresholds of N's root and of its own.
+    """Root's document. Version N+1 needs the thresholds of N's root and of its own; ``reason`` says why it was made.
 
     The registry's id is the digest of the payload of version 1. One key holds one role: the same key material
     may not stand in grants of two roles, nor as root or owner beside a role.
@@ -94,6 +96,7 @@ class Keyring(Strict):
     kind: Literal["Keyring"] = "Keyring"
     version: Annotated[int, Field(ge=1)]
     previous: Digest | None = None
+    reason: Text | None = None
     expires: Time | None = None
     root: Signers
     principals: dict[Principal, KeyringEntry] = Field(min_length=1)
@@ -110,6 +113,17 @@ class EvaluationRequirement(Strict):
     dataset_digest: Digest | None = None
     max_age: Duration | None = None
     floors: dict[Name, Annotated[float, Field(ge=0, le=1)]] = {}
+    threshold: Annotated[int, Field(ge=1)] = 1
+
+
+class AttestationRequirement(Strict):
+    """A statement of some predicate type (a URI) that so many distinct principals of a role must have signed.
+
+    Only those who judge a bundle can be asked: a promoter's own word about what it promotes is worth nothing.
+    """
+
+    type: Annotated[str, Field(min_length=1, max_length=200)]
+    role: EvidenceRole
     threshold: Annotated[int, Field(ge=1)] = 1
 
 
@@ -133,6 +147,7 @@ class Gate(Strict):
 
     provenance: Annotated[int, Field(ge=0)] = 0
     evaluations: list[EvaluationRequirement] = []
+    attestations: list[AttestationRequirement] | None = None
     approvals: Annotated[int, Field(ge=0)] = 0
     soak: Soak | None = None
     freezes: list[Freeze] = []
@@ -150,4 +165,12 @@ class Policy(Strict):
     app: StoreName
     version: Annotated[int, Field(ge=1)]
     previous: Digest | None = None
+    environments: dict[StoreName, Gate] = Field(min_length=1)
+
+
+class PolicySource(Strict):
+    """A policy file, as the app's owners write it. Version and predecessor are added when it is set."""
+
+    apiVersion: Literal["bundlectl/v1"]
+    kind: Literal["Policy"]
     environments: dict[StoreName, Gate] = Field(min_length=1)

@@ -21,7 +21,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bundlectl.model.attestation import KINDS, Envelope
+from bundlectl.model.attestation import KINDS, OTHER_KIND, Envelope
 from bundlectl.model.bundle import (
     EMPTY_BYTES,
     EMPTY_DIGEST,
@@ -42,8 +42,6 @@ from bundlectl.trust.envelope import envelope_bytes, open_statement, parse_envel
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
 ATTESTATION_TYPE: Final = "application/vnd.in-toto+json"
 ENVELOPE_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
-OTHER_KIND = "other"
-"""Where a statement is kept whose predicate type has no word of its own."""
 
 _LAYOUT = canonical({"imageLayoutVersion": "1.0.0"})
 _MAX_BLOB = max(MAX_LAYER, 4 * 1024 * 1024)

@@ -93,6 +93,29 @@ class Releases:
         stored = self._store.get_if_changed(head_key(app, environment), tag)
         return HeadState(stored.data, stored.tag, digest(stored.data)) if stored else None
 
+    def check_newest(self, app: str, environment: str, state: HeadState) -> None:
+        """Check that no successor of a head lies in the history; one call, however long the history is.
+
+        A head that was put back by one release only passes: its successor was archived nowhere. Whoever saw that
+        one, a resolver, still refuses.
+
+        Raises:
+            VerificationFailed: the head was put back.
+        """
+        at = place(parse_head(state.data, f"the head of {app}:{environment}")[1])
+        later = read_or_none(self._store, history_key(app, environment, at.epoch, at.serial + 1))
+        if later is None:
+            return
+        # Two releases may have come since the head was read; then head has moved on as well.
+        found = self.read_head(app, environment)
+        if found is not None and place(parse_head(found.data, f"the head of {app}:{environment}")[1]) > at:
+            return
+        raise VerificationFailed(
+            f"The head of {app}:{environment} was put back.",
+            why=f"It is {at}, and the history holds the release that followed it, {digest(later)}.",
+            fix="Find out who can write to the registry. Then restore the newest head or promote anew.",
+        )
+
     def commit(self, app: str, environment: str, present: HeadState | None, data: bytes) -> HeadState:
         """Make ``data`` the head in place of ``present`` (None: the first release).
 

@@ -26,8 +26,15 @@ def check_limits(run: Run) -> None:
 
 
 def check_access(run: Run) -> None:
-    """Ask the bundle's policies. The resource is the request's own tenant's; the policies' room compares both."""
+    """Hold the scopes against the task's, then ask the bundle's policies.
+
+    The resource is the request's own tenant's; the policies' room compares both.
+    """
     request = run.request
+    beyond = sorted(set(request.data_scope) - set(run.task.scopes))
+    if beyond:
+        run.access = "deny"
+        raise Refusal("access_denied", f"{', '.join(beyond)} is beyond what this task may see.")
     decision = run.compiled.access.decide(
         AccessQuestion(
             task=request.task,

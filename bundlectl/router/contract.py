@@ -35,7 +35,7 @@ def check_contract(request: Request, compiled: Compiled) -> CompiledTask:
     """Give the task that the request names, after checking what it asks of it.
 
     Raises:
-        ContractError: the task is unknown; the profile, a scope or the format is not the task's; the prompt's
+        ContractError: the task is unknown; the profile or the format is not the task's; the prompt's
             declared inputs are not exactly what is sent.
     """
     task = compiled.tasks.get(request.task)
@@ -44,9 +44,6 @@ def check_contract(request: Request, compiled: Compiled) -> CompiledTask:
     fields: list[tuple[str, str]] = []
     if request.policy_profile not in task.profiles:
         fields.append(("policy_profile", f"not a profile of this task; it has {_names(task.profiles)}"))
-    for index, scope in enumerate(request.data_scope):
-        if scope not in task.scopes:
-            fields.append((f"data_scope.{index}", f"{scope} is beyond this task; it may see {_names(task.scopes)}"))
     if request.response_format not in (None, task.format):
         fields.append(("response_format", f"this task answers in {task.format}"))
     fields += [(f"input.{name}", "missing: the prompt reads it") for name in task.inputs if name not in request.input]

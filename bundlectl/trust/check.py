@@ -13,7 +13,7 @@ class Check:
     """One requirement, judged.
 
     ``name`` is stable (scripts match on it), ``fix`` is a command where there is one. A ``warning`` is shown
-    with its honest verdict and decides nothing.
+    with its honest verdict and decides nothing. ``override`` is the digest of the override that made it one.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Check:
     why: str
     fix: str = ""
     warning: bool = False
+    override: str = ""
 
 
 def verdict_of(checks: Iterable[Check]) -> Verdict:

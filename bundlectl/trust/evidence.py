@@ -16,36 +16,47 @@ from bundlectl.model.attestation import (
     APPROVAL,
     EVALUATION,
     KINDS,
+    OTHER_KIND,
+    OVERRIDE,
+    RELEASE,
     Approval,
     Envelope,
     EvaluationResult,
+    Override,
     Statement,
 )
 from bundlectl.model.canonical import digest
 from bundlectl.model.errors import VerificationFailed
-from bundlectl.model.keyring import EvaluationRequirement, Gate, Role
+from bundlectl.model.keyring import AttestationRequirement, EvaluationRequirement, Gate, Role
 from bundlectl.model.verdict import Verdict, worst
 from bundlectl.trust.check import Check
 from bundlectl.trust.envelope import brief, envelope_bytes, open_statement, payload_of, signed_by
 from bundlectl.trust.keyring import ACTIVE_OR_RETIRED, VerifiedKeyring
 
-SIGNER_ROLES: Mapping[str, Role] = {"provenance": "builder", "evaluation": "evaluator", "approval": "approver"}
-"""Kind of evidence -> the role whose signature it needs."""
+SIGNER_ROLES: Mapping[str, tuple[Role, ...]] = {
+    "provenance": ("builder",),
+    "evaluation": ("evaluator",),
+    "approval": ("approver",),
+    "override": ("approver",),
+    OTHER_KIND: ("builder", "evaluator", "approver"),
+}
+"""Kind of evidence -> the roles whose signature it may have. Which of them counts for another type, the gate says."""
 
 
 @dataclass(frozen=True)
 class Attested:
     """A statement about the bundle that at least one principal of the right role validly signed.
 
-    ``kind`` is provenance, evaluation or approval. ``signers`` are only those of that role, each with key
-    material of its own. ``digest`` is of the envelope (:func:`~bundlectl.trust.envelope.envelope_bytes`) and
-    ``payload_digest`` of the statement in it: signatures can be dropped or respelled, a statement cannot.
+    ``kind`` is provenance, evaluation, approval, override, or attestation for every other predicate type.
+    ``signers`` are only those of the right role, each with key material of its own. ``digest`` is of the
+    envelope (:func:`~bundlectl.trust.envelope.envelope_bytes`) and ``payload_digest`` of the statement in it:
+    signatures can be dropped or respelled, a statement cannot.
     """
 
     kind: str
     predicate_type: str
     statement: Statement = field(repr=False)
-    predicate: EvaluationResult | Approval | dict[str, Any] = field(repr=False)
+    predicate: EvaluationResult | Approval | Override | dict[str, Any] = field(repr=False)
     signers: frozenset[str]
     envelope: Envelope = field(repr=False)
     digest: str
@@ -74,7 +85,7 @@ def open_evidence(
         bundle: the digest that it must be about.
         app: the app that it must be about.
         environment: the environment whose role grants count; None where no environment is meant yet (an
-            approval is then judged by the one it names).
+            approval or an override is then judged by the one it names).
         keyring: whose word on roles counts. Retired keys count, compromised ones do not.
 
     Raises:
@@ -82,29 +93,33 @@ def open_evidence(
             no valid signature by a principal of the right role.
     """
     statement = open_statement(envelope)
-    kind = KINDS.get(statement.predicateType)
-    if kind is None:
-        raise VerificationFailed(
-            f"A statement of the type {statement.predicateType!r} is no evidence.",
-            why=f"Known are {', '.join(sorted(KINDS.values()))}.",
-        )
-    what = f"The {kind} attestation"
+    kind = KINDS.get(statement.predicateType, OTHER_KIND)
+    if statement.predicateType == RELEASE:
+        raise VerificationFailed("A release is no evidence about its bundle.")
+    what = f"The attestation {statement.predicateType}" if kind == OTHER_KIND else f"The {kind} attestation"
     if statement.bundle != bundle or statement.subject[0].name != app:
         raise VerificationFailed(
             f"{what} is about something else.",
             why=f"It is about {statement.subject[0].name}@{statement.bundle}, and {app}@{bundle} was asked for.",
         )
     predicate = _predicate(statement, what)
-    if isinstance(predicate, Approval):
+    if isinstance(predicate, Approval | Override):
         if environment is not None and predicate.environment != environment:
             raise VerificationFailed(f"{what} is for {predicate.environment}, not for {environment}.")
         environment = predicate.environment
-    signers = signed_by(envelope, keyring.principals(SIGNER_ROLES[kind], app, environment, states=ACTIVE_OR_RETIRED))
+    roles = SIGNER_ROLES[kind]
+    able = {
+        principal: entry
+        for role in roles
+        for principal, entry in keyring.principals(role, app, environment, states=ACTIVE_OR_RETIRED).items()
+    }
+    signers = signed_by(envelope, able)
     if not signers:
+        named = _a(roles[0]) if len(roles) == 1 else f"a principal of a role that counts ({', '.join(roles)})"
         raise VerificationFailed(
-            f"{what} is not signed by {_a(SIGNER_ROLES[kind])} of {app}{':' + environment if environment else ''}.",
+            f"{what} is not signed by {named} of {app}{':' + environment if environment else ''}.",
             why=_who_then(envelope, keyring),
-            fix=f"bundlectl keyring show lists who is {SIGNER_ROLES[kind]}.",
+            fix=f"bundlectl keyring show lists who is {' or '.join(roles)}.",
         )
     return Attested(
         kind=kind,
@@ -141,13 +156,15 @@ def required_evidence(gate: Gate, attested: Sequence[Attested], keyring: Verifie
     The attestations must come from :func:`open_evidence` for the gate's app and environment. Those that the
     keyring blocks count nowhere. A gate that asks for nothing gives one check that passes.
 
-    Checks, in order: ``provenance``, ``evaluation:<suite>`` as the policy lists them, ``approvals``.
+    Checks, in order: ``provenance``, ``evaluation:<suite>`` and ``attestation:<type>`` as the policy lists them,
+    ``approvals``.
     """
     usable = [item for item in attested if blocked_reason(item, keyring) is None]
     checks: list[Check] = []
     if gate.provenance:
         checks.append(_provenance(gate.provenance, usable, keyring))
     checks += [_evaluation(requirement, usable, keyring) for requirement in gate.evaluations]
+    checks += [_attestation(requirement, usable, keyring) for requirement in gate.attestations or ()]
     if gate.approvals:
         checks.append(_approvals(gate.approvals, usable, keyring))
     return checks or [Check("evidence", "pass", "The gate asks for no evidence.")]
@@ -190,7 +207,8 @@ def current_evidence(gate: Gate, attested: Sequence[Attested], keyring: Verified
     """Leave out what no longer speaks: blocked evidence, and results that a newer one of the same evaluator replaced.
 
     A head holds a bounded number of envelopes; :func:`required_evidence` says the same of what is left.
-    Results of suites that the gate does not ask for are left out too.
+    Results of suites and attestations of types that the gate does not ask for are left out too, and overrides,
+    of which the promoter adds those that were used.
     """
     usable = [item for item in attested if blocked_reason(item, keyring) is None]
     speaking = {
@@ -199,7 +217,11 @@ def current_evidence(gate: Gate, attested: Sequence[Attested], keyring: Verified
         for results in newest_evaluations(requirement, usable, keyring).values()
         for result in results
     }
-    return [item for item in usable if item.kind != "evaluation" or id(item.predicate) in speaking]
+    types = {requirement.type for requirement in gate.attestations or ()}
+    wanted = {"provenance": True, "approval": True, "override": False}
+    return [
+        item for item in usable if wanted.get(item.kind, item.predicate_type in types or id(item.predicate) in speaking)
+    ]
 
 
 def judge_result(result: EvaluationResult) -> tuple[Verdict, str]:
@@ -220,12 +242,14 @@ def judge_result(result: EvaluationResult) -> tuple[Verdict, str]:
     return verdict, "" if verdict == "pass" else "; ".join(why for v, why in findings if v == verdict)
 
 
-def _predicate(statement: Statement, what: str) -> EvaluationResult | Approval | dict[str, Any]:
+def _predicate(statement: Statement, what: str) -> EvaluationResult | Approval | Override | dict[str, Any]:
     try:
         if statement.predicateType == EVALUATION:
             return EvaluationResult.model_validate(statement.predicate)
         if statement.predicateType == APPROVAL:
             return Approval.model_validate(statement.predicate)
+        if statement.predicateType == OVERRIDE:
+            return Override.model_validate(statement.predicate)
     except ValidationError as error:
         raise VerificationFailed(
             f"{what} does not have the form this version knows.",
@@ -236,7 +260,7 @@ def _predicate(statement: Statement, what: str) -> EvaluationResult | Approval |
 
 
 def _provenance(needed: int, usable: Sequence[Attested], keyring: VerifiedKeyring) -> Check:
-    builders = {signer for item in usable if item.kind == "provenance" for signer in item.signers}
+    builders = builders_of(usable)
     found = keyring.distinct(builders)
     if found >= needed:
         return Check("provenance", "pass", f"Built by {_names(builders)}.")
@@ -283,20 +307,61 @@ def _evaluation(requirement: EvaluationRequirement, usable: Sequence[Attested], 
     return Check(name, "pass", f"Passed, measured by {_names(passed)}.")
 
 
+def _attestation(requirement: AttestationRequirement, usable: Sequence[Attested], keyring: VerifiedKeyring) -> Check:
+    name = f"attestation:{requirement.type}"
+    how = f"--type {requirement.type} --predicate FILE --signer URI, with {_a(requirement.role)}'s key"
+    fix = f"bundlectl attest REF {how}"
+    signers = {
+        signer
+        for item in usable
+        if item.kind == OTHER_KIND and item.predicate_type == requirement.type
+        for signer in item.signers
+        if requirement.role in keyring.roles_of(signer)
+    }
+    own: set[str] = set()
+    if requirement.role == "approver":
+        builders = builders_of(usable)
+        if not builders:
+            return _nobody_built(name)
+        own = same_person(signers, builders, keyring)
+    counted = signers - own
+    note = f" {_names(own)} built it too; nobody reviews their own work." if own else ""
+    if (found := keyring.distinct(counted)) >= requirement.threshold:
+        return Check(name, "pass", f"Signed by {_names(counted)}.{note}")
+    why = (
+        f"{found} of {requirement.threshold} needed signatures of the role {requirement.role}{_except(counted)}.{note}"
+    )
+    return Check(name, "fail", why, fix)
+
+
+def builders_of(attested: Iterable[Attested]) -> set[str]:
+    """Give who signed as builder."""
+    return {signer for item in attested if item.kind == "provenance" for signer in item.signers}
+
+
+def same_person(principals: Iterable[str], builders: Iterable[str], keyring: VerifiedKeyring) -> set[str]:
+    """Give those of the principals whose owner is also behind one of the builders' keys."""
+    owners = {_person(keyring.owner(builder)) for builder in builders}
+    return {principal for principal in principals if _person(keyring.owner(principal)) in owners}
+
+
+def _nobody_built(name: str) -> Check:
+    return Check(
+        name,
+        "inconclusive",
+        "Nobody signed as builder, so it cannot be known that nobody approves their own work.",
+        "bundlectl build PATH --signer URI, with a builder's key",
+    )
+
+
 def _approvals(needed: int, usable: Sequence[Attested], keyring: VerifiedKeyring) -> Check:
     name = "approvals"
     fix = "bundlectl approve REF --for ENV --reason TEXT --signer URI, with an approver's key"
     approvers = {signer for item in usable if item.kind == "approval" for signer in item.signers}
-    builders = {signer for item in usable if item.kind == "provenance" for signer in item.signers}
+    builders = builders_of(usable)
     if not builders:
-        return Check(
-            name,
-            "inconclusive",
-            "Nobody signed as builder, so it cannot be known that nobody approves their own work.",
-            "bundlectl build PATH --signer URI, with a builder's key",
-        )
-    owners = {_person(keyring.owner(builder)) for builder in builders}
-    own = {approver for approver in approvers if _person(keyring.owner(approver)) in owners}
+        return _nobody_built(name)
+    own = same_person(approvers, builders, keyring)
     counted = approvers - own
     note = f" {_names(own)} built it too; nobody approves their own work." if own else ""
     if (found := keyring.distinct(counted)) >= needed:

@@ -17,6 +17,7 @@ from bundlectl.model.verdict import Verdict, worst
 from bundlectl.trust.check import Check, verdict_of
 from bundlectl.trust.evidence import Attested, blocked_reason, newest_evaluations, required_evidence
 from bundlectl.trust.keyring import VerifiedKeyring
+from bundlectl.trust.overrides import set_aside
 
 __all__ = ["Check", "Origin", "RollbackTarget", "Situation", "judge", "judge_rollback", "verdict_of"]
 
@@ -67,6 +68,8 @@ class Situation:
     live: Mapping[str, tuple[str, datetime]] | None = None
     """Verified heads of the app's other environments: environment -> (bundle, live there since)."""
     rollback_target: RollbackTarget | None = None
+    head: str | None = None
+    """Digest of the head that is live in the environment and would be replaced; None: nothing is live."""
     confirmed: str | None = None
     """The environment that the caller confirmed by name (``--confirm``)."""
     in_history: bool | None = None
@@ -84,15 +87,23 @@ def judge(situation: Situation) -> list[Check]:
     """Judge a promotion: one check for each requirement, always in this order.
 
     ``bytes``, ``blocked``, ``keyring``; what must be signed (``provenance``, ``evaluation:<suite>``,
-    ``approvals``); ``age:<suite>`` and ``floor:<suite>/<scorer>`` for each evaluation; ``soak``; ``freeze``;
-    ``lint:<rule>``; ``rollback-target``; ``confirm``. Requirements that the gate does not have are left out.
+    ``attestation:<type>``, ``approvals``); ``age:<suite>`` and ``floor:<suite>/<scorer>`` for each evaluation;
+    ``soak``; ``freeze``; ``lint:<rule>``; ``rollback-target``; ``confirm``. Requirements that the gate does not
+    have are left out. What an approver has overridden (``overrides.py``) is a warning that says so.
     """
     return [
         _bytes(situation),
         _blocked(situation),
         _keyring(situation),
         *_filled(situation, required_evidence(situation.gate, situation.attested, situation.keyring)),
-        *_judged_now(situation),
+        *set_aside(
+            _judged_now(situation),
+            situation.gate,
+            situation.attested,
+            situation.keyring,
+            head=situation.head,
+            now=situation.now,
+        ),
         _rollback_target(situation),
         *_confirm(situation),
     ]

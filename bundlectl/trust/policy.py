@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bundlectl.model.attestation import POLICY_PAYLOAD_TYPE, Envelope
+from bundlectl.model.attestation import (
+    APPROVAL,
+    EVALUATION,
+    OVERRIDE,
+    POLICY_PAYLOAD_TYPE,
+    PROVENANCE,
+    RELEASE,
+    Envelope,
+)
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import NotFound, VerificationFailed
 from bundlectl.model.keyring import EvaluationRequirement, Gate, KeyState, Policy, Soak
 from bundlectl.trust.envelope import open_document, payload_of, seal, signed_by
 from bundlectl.trust.keyring import ACTIVE, VerifiedKeyring
 from bundlectl.trust.signers import Signer
+
+_OWN_FIELD = {
+    PROVENANCE: "Write provenance: N",
+    EVALUATION: "Write evaluations: [{suite: NAME}]",
+    APPROVAL: "Write approvals: N",
+    OVERRIDE: "An override is never required.",
+    RELEASE: "Write soak: {environment: ENV}",
+}
+"""Predicate types that a gate does not ask for under ``attestations``, and what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,7 @@ def check_policy(document: Policy) -> None:
     """Check the rules that a policy keeps by itself, before or after it is signed.
 
     A soak is in another environment that the policy names; a freeze ends after it starts; a gate names a
-    suite once; only version 1 has no predecessor.
+    suite and a type of attestation once; only version 1 has no predecessor.
 
     Raises:
         VerificationFailed: one of them does not hold.
@@ -117,6 +134,14 @@ def check_policy(document: Policy) -> None:
         for freeze in gate.freezes:
             if freeze.end <= freeze.start:
                 raise VerificationFailed(f"{what}: a freeze of {name} ends before it starts ({freeze.reason}).")
+        types = [requirement.type for requirement in gate.attestations or ()]
+        for type_ in types:
+            if type_ in _OWN_FIELD or types.count(type_) > 1:
+                raise VerificationFailed(
+                    f"{what}: the gate of {name} asks for an attestation of the type {type_!r}"
+                    + (", which is asked for otherwise." if type_ in _OWN_FIELD else " twice."),
+                    fix=_OWN_FIELD.get(type_, "Ask once, with the threshold that is meant."),
+                )
         suites = [requirement.suite for requirement in gate.evaluations]
         if len(set(suites)) != len(suites):
             raise VerificationFailed(f"{what}: the gate of {name} names a suite twice.")

@@ -121,8 +121,6 @@ async def test_quotes_with_citations() -> None:
     assert reply.text.splitlines() == [
         HEADING,
         "- Replace the seal of a leaking valve. [2]",
-        "- A valve has one seal. [2]",
-        "- Keep the old seal. [2]",
     ]
     assert reply.citations is not None
     assert next((c.n, c.document, c.chunk, c.section, c.quote) for c in reply.citations) == (
@@ -134,6 +132,16 @@ async def test_quotes_with_citations() -> None:
     )
     assert all(c.quote is not None and c.quote in PASSAGES[c.n - 1].text for c in reply.citations)
     assert reply.usage.input_tokens == reply.usage.output_tokens == 0
+
+
+async def test_quotes_one_sentence_of_each_of_three_passages() -> None:
+    texts = ["The valve leaks. A valve leaks oil.", "Leaks are mended.", "A leak.", "Valves leak at night."]
+    reply = await ExtractiveProvider().generate(
+        call("Why do valves leak?", tuple(passage(n, text) for n, text in enumerate(texts, start=1)))
+    )
+    assert reply.citations is not None
+    assert len(reply.citations) == 3
+    assert len({citation.n for citation in reply.citations}) == 3
 
 
 async def test_streams_the_same_reply() -> None:

@@ -253,8 +253,11 @@ async def test_policies_deny_and_nothing_is_searched(fake: FakeModels) -> None:
         fine = await s.router.handle(contract(user_role="intern"), SALES)
         denied = await s.router.handle(contract(user_role="intern", data_scope=["docs", "tickets"]), SALES)
         visitor = await s.router.handle(contract(user_role="visitor"), LOCAL)
+        beyond = await s.router.handle(contract(data_scope=["docs", "secrets"]), LOCAL)
     assert fine.status == 200
-    for outcome in (denied, visitor):
+    assert beyond.answer is not None and beyond.answer.refused is not None
+    assert "secrets is beyond" in beyond.answer.refused.reason
+    for outcome in (denied, visitor, beyond):
         assert outcome.status == 403 and outcome.receipt.access == "deny"
     assert len(s.index.asked) == 1
 
@@ -264,7 +267,6 @@ async def test_policies_deny_and_nothing_is_searched(fake: FakeModels) -> None:
     [
         ({"task": "nope"}, ["task"]),
         ({"policy_profile": "restricted"}, ["policy_profile"]),
-        ({"data_scope": ["docs", "secrets"]}, ["data_scope.1"]),
         ({"response_format": "structured_json"}, ["response_format"]),
         ({"input": {"query": "x"}}, ["input.question", "input.query"]),
         ({"input": {"question": ["a"]}}, ["input.question"]),
