@@ -8,12 +8,15 @@ from itertools import islice
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import open_current_policy, open_trust, releases_of
 from bundlectl.actions.releasing import current, former
+from bundlectl.model.attestation import OVERRIDE, Override
 from bundlectl.model.errors import BundlectlError, NotFound, VerificationFailed
 from bundlectl.model.reference import EnvironmentReference, parse_environment
 from bundlectl.model.types import Strict, format_time
+from bundlectl.registry.head import parse_head
 from bundlectl.registry.releases import Entry
 from bundlectl.resolver.chain import verify_chain
 from bundlectl.resolver.trusted import VerifiedRelease
+from bundlectl.trust.envelope import open_statement
 from bundlectl.trust.keyring import VerifiedKeyring
 
 
@@ -110,6 +113,7 @@ class HistoryEntry(Strict):
     live: bool
     verified: bool | None = None
     alarms: list[str] = []
+    overrides: list[str] = []
 
 
 class History(Strict):
@@ -179,4 +183,16 @@ def _entry(entry: Entry, verified: bool | None, alarms: list[str]) -> HistoryEnt
         live=entry.live,
         verified=verified,
         alarms=alarms,
+        overrides=_overrides(entry) if release.action == "promotion" else [],
     )
+
+
+def _overrides(entry: Entry) -> list[str]:
+    """Say what a promotion's head carries as overridden. Whether it counted was judged when it was promoted."""
+    said = []
+    for envelope in parse_head(entry.data, f"release {entry.release.serial}")[0].evidence:
+        statement = open_statement(envelope)
+        if statement.predicateType == OVERRIDE:
+            found = Override.model_validate(statement.predicate)
+            said.append(f"{', '.join(found.checks)} overridden by {found.actor}: {found.reason}")
+    return said
