@@ -41,7 +41,12 @@ def test_eight_of_ten_questions_are_answered_from_the_right_section(tmp_path: Pa
     lines = (root / "evals" / "ten-questions.jsonl").read_text(encoding="utf-8").splitlines()
     for case in map(json.loads, lines):
         asked = ask(
-            ctx, "support:dev", case["input"]["question"], tenant=case["tenant"], role=case["role"], scopes=case["scopes"]
+            ctx,
+            "support:dev",
+            case["input"]["question"],
+            tenant=case["tenant"],
+            role=case["role"],
+            scopes=case["scopes"],
         )
         expected = {(item["document"], tuple(item["section"])) for item in case["expected"]["documents"]}
         cited = {(citation.document, tuple(citation.section)) for citation in asked.answer.citations}

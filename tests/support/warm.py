@@ -24,12 +24,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import bundlectl.actions.promote
-import bundlectl.actions.rollback
-import bundlectl.actions.status
-import bundlectl.actions.verify
-import bundlectl.cli.session
 import rich.table  # noqa: F401 - imported so that forks have it
+
 from bundlectl.cli.program import app
 from bundlectl.storage import directory, store
 from bundlectl.storage.faults import Crash, FaultyStore

@@ -115,7 +115,11 @@ class Workspace:
         return ran.json if ran.out else None
 
     def warm(
-        self, *argv: str, code: int | None = 0, fault: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None
+        self,
+        *argv: str,
+        code: int | None = 0,
+        fault: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Ran:
         """Run a command in a process forked from one that has imported bundlectl; see ``tests.support.warm``."""
         return _expect(warm_process().ask(self.folder, argv, fault, env), code, argv)
