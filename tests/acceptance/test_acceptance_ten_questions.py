@@ -40,14 +40,8 @@ def test_eight_of_ten_questions_are_answered_from_the_right_section(tmp_path: Pa
     right, wrong = 0, []
     lines = (root / "evals" / "ten-questions.jsonl").read_text(encoding="utf-8").splitlines()
     for case in map(json.loads, lines):
-        asked = ask(
-            ctx,
-            "support:dev",
-            case["input"]["question"],
-            tenant=case["tenant"],
-            role=case["role"],
-            scopes=case["scopes"],
-        )
+        who = {"tenant": case["tenant"], "role": case["role"], "scopes": case["scopes"]}
+        asked = ask(ctx, "support:dev", case["input"]["question"], **who)
         expected = {(item["document"], tuple(item["section"])) for item in case["expected"]["documents"]}
         cited = {(citation.document, tuple(citation.section)) for citation in asked.answer.citations}
         if expected & cited:
