@@ -1,4 +1,4 @@
-"""Promoting while processes die, disks fill and locks are held: the old release or the new one, and the next succeeds."""
+"""Promoting while processes die, disks fill and locks are held: old release or new one, and the next succeeds."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_disk_full_at_each_call(ready: Workspace, tmp_path: Path) -> None:
         assert "Free space" in ran.error["fix"]
         assert serial(work) == 1
         refused += 1
-        assert not [file for file in work.registry.rglob(".tmp-*")], "nothing half-written is left"
+        assert not list(work.registry.rglob(".tmp-*")), "nothing half-written is left"
         assert_next_succeeds(work)
     assert refused >= 6
 
