@@ -28,6 +28,7 @@ from bundlectl.actions.evaluate import Evaluated
 from bundlectl.actions.index import IndexBuilt, IndexDiff, IndexShown
 from bundlectl.actions.init import Scaffolded
 from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
+from bundlectl.actions.override import Overridden
 from bundlectl.actions.promote import Plan, Promoted
 from bundlectl.actions.receipts import Receipts
 from bundlectl.actions.releasing import Released
@@ -42,7 +43,7 @@ from bundlectl.evaluation.report import Report
 from bundlectl.insight.diff import BundleDiff
 from bundlectl.insight.explain import Explanation
 from bundlectl.model import components, types
-from bundlectl.model.attestation import Approval, Envelope, EvaluationResult, Statement
+from bundlectl.model.attestation import Approval, Envelope, EvaluationResult, Override, Statement
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Manifest
 from bundlectl.model.contract import Answer, Request
@@ -83,6 +84,7 @@ FORMATS: Final = {
     "statement": Format("Statement", Statement),
     "evaluation-result": Format("Evaluation result", EvaluationResult),
     "approval": Format("Approval", Approval),
+    "override": Format("Override", Override),
     "report": Format("Evaluation report", Report),
     "keyring": Format("Keyring", Keyring),
     "policy": Format("Policy", Policy),
@@ -97,6 +99,7 @@ FORMATS: Final = {
 OUTPUTS: Final = {
     "approve": Format("bundlectl approve", Attestation),
     "ask": Format("bundlectl ask", Asked),
+    "attest": Format("bundlectl attest", Attestation),
     "bind": Format("bundlectl bind", Bound),
     "build": Format("bundlectl build", Built),
     "diff": Format("bundlectl diff", BundleDiff),
@@ -112,6 +115,7 @@ OUTPUTS: Final = {
     "keyring-generate": Format("bundlectl keyring generate", GeneratedKey),
     "keyring-init": Format("bundlectl keyring init", Initialised),
     "keyring-show": Format("bundlectl keyring show", ShownKeyring),
+    "override": Format("bundlectl override", Overridden),
     "policy-show": Format("bundlectl policy show", Policy),
     "promote": Format("bundlectl promote", Promoted),
     "receipts-list": Format("bundlectl receipts list", Receipts),

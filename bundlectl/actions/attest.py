@@ -117,9 +117,7 @@ def attest(
     principal = keyring.signing_principal(signer, held, app, None)
     envelope = seal(make_statement(app, bundle.digest, predicate_type, value), PAYLOAD_TYPE, [signer])
     stored = ctx.registry.attach(app, bundle.digest, kind, envelope)
-    return Attestation(
-        bundle=bundle.digest, kind=kind, digest=stored, signer=principal, predicate_type=predicate_type
-    )
+    return Attestation(bundle=bundle.digest, kind=kind, digest=stored, signer=principal, predicate_type=predicate_type)
 
 
 def _signer(
@@ -167,5 +165,7 @@ def _predicate(path: Path) -> dict[str, object]:
         why = error.why if isinstance(error, VerificationFailed) else str(error)
         raise UsageError(f"{path} is not JSON that can be signed.", why=why) from error
     if not isinstance(value, dict) or not value:
-        raise UsageError(f"{path} holds no predicate.", fix='Write one JSON object, e.g. {"conclusion": "no findings"}.')
+        raise UsageError(
+            f"{path} holds no predicate.", fix='Write one JSON object, e.g. {"conclusion": "no findings"}.'
+        )
     return value

@@ -17,7 +17,7 @@ from bundlectl.trust.overrides import waivable
 
 
 class Overridden(Strict):
-    """What was set aside, for which release after ``previous``, until when; ``digest`` is of the statement's envelope."""
+    """What was set aside, for the release after ``previous``, until when; ``digest`` is of the signed envelope."""
 
     bundle: str
     environment: str

@@ -27,7 +27,7 @@ from bundlectl.trust.gate import Check, Situation, judge, verdict_of
 
 
 class PlannedCheck(Strict):
-    """One check of the gate. A ``warning`` is told and decides nothing; ``override`` is the digest of what made it one."""
+    """One check of the gate. A ``warning`` decides nothing; ``override`` is the digest of what made it one."""
 
     name: str
     verdict: Verdict
@@ -303,9 +303,7 @@ def _what_moved(plan: Plan, expected: Plan) -> str:
     ]
     before = {c.name: _said(c) for c in expected.checks}
     moved += [
-        f"{c.name}: {before.get(c.name, 'absent')} -> {_said(c)}"
-        for c in plan.checks
-        if before.get(c.name) != _said(c)
+        f"{c.name}: {before.get(c.name, 'absent')} -> {_said(c)}" for c in plan.checks if before.get(c.name) != _said(c)
     ]
     return "; ".join(moved) or "The keyring, the policy or the head has other bytes."
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import live_or_former, load_bundle
-from bundlectl.model.attestation import EvaluationResult, ScoreSummary
+from bundlectl.model.attestation import KINDS, EvaluationResult, ScoreSummary
 from bundlectl.model.canonical import parse_json
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.reference import EnvironmentReference, SourceReference, parse_reference

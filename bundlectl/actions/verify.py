@@ -84,9 +84,7 @@ def verify(ctx: Context, reference: str, *, for_environment: str | None = None) 
         app=app,
         bundle=bundle.digest,
         layers=len(bundle.manifest.layers),
-        attestations=[
-            _counted(item) for item in counted
-        ],
+        attestations=[_counted(item) for item in counted],
         set_aside=[item.why for item in refused],
         checks=planned_checks(checks),
     )
@@ -94,9 +92,7 @@ def verify(ctx: Context, reference: str, *, for_environment: str | None = None) 
 
 def _counted(item: Attested) -> VerifiedAttestation:
     type_ = item.predicate_type if item.kind == OTHER_KIND else None
-    return VerifiedAttestation(
-        kind=item.kind, predicate_type=type_, digest=item.digest, signers=sorted(item.signers)
-    )
+    return VerifiedAttestation(kind=item.kind, predicate_type=type_, digest=item.digest, signers=sorted(item.signers))
 
 
 def _kind(envelope: Envelope) -> str:
@@ -142,9 +138,7 @@ def _environment(ctx: Context, ref: EnvironmentReference) -> Verified:
         app=ref.app,
         bundle=bundle.digest,
         layers=len(bundle.manifest.layers),
-        attestations=[
-            _counted(item) for item in release.evidence
-        ],
+        attestations=[_counted(item) for item in release.evidence],
         set_aside=[],
         serial=release.release.serial,
         alarms=list(release.alarms),

@@ -88,13 +88,13 @@ def _render(out: Console, result: object) -> None:
     from bundlectl.actions.promote import Promoted
     from bundlectl.actions.rollback import RolledBack
     from bundlectl.actions.status import History
-    from bundlectl.cli import evaluating, looking, moving, releases, serving, source, trusting
+    from bundlectl.cli import evaluating, keyrings, looking, moving, releases, serving, source
     from bundlectl.insight.diff import BundleDiff
     from bundlectl.insight.explain import Explanation
     from bundlectl.model.contract import Answer
 
     if isinstance(result, Initialised):
-        trusting.initialised(out, result)
+        keyrings.initialised(out, result)
     elif isinstance(result, IndexBuilt):
         moving.built(out, result)
     elif isinstance(result, Built):

@@ -1,9 +1,9 @@
-"""Commands on trust: sign, approve, verify, keyring, policy."""
+"""Commands that say or check something about a bundle: sign, approve, attest, override, verify."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bundlectl.actions.attest import Attestation
-    from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
+    from bundlectl.actions.override import Overridden
     from bundlectl.actions.verify import Verified
-    from bundlectl.model.keyring import Policy
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="support@sha256:…, support:prod, or a source path.")]
 
@@ -64,6 +63,68 @@ def register(app: typer.Typer) -> None:
 
     @verb(
         app,
+        "attest",
+        examples="bundlectl attest support:staging --type urn:example:red-team:v1 --predicate red-team.json\n"
+        "bundlectl attest support@sha256:3f2a91c0 --type https://slsa.dev/provenance/v1 --predicate slsa.json",
+    )
+    def attest(
+        session: Session,
+        reference: Ref,
+        predicate_type: Annotated[
+            str, typer.Option("--type", metavar="URI", help="The predicate's type; a gate asks for it by this name.")
+        ],
+        predicate: Annotated[
+            Path, typer.Option("--predicate", metavar="FILE", help="One JSON object: what is said about the bundle.")
+        ],
+        role: Annotated[
+            Literal["builder", "evaluator", "approver"] | None,
+            typer.Option("--role", help="As whom, where no --signer is named. [default: the signer's own role]"),
+        ] = None,
+        signer: SignerOption = None,
+    ) -> None:
+        """Sign any statement about a bundle: SLSA provenance, a person's review, a red team's report.
+
+        A gate asks for it with `attestations: [{type: URI, role: approver}]`, and resolvers check it again.
+        """
+        from bundlectl.actions.attest import attest as act
+
+        context = session.context(signer=signer)
+        result = act(context, reference, predicate_type=predicate_type, predicate=predicate, role=role)
+        session.show(result, lambda out: _attested(out, result))
+
+    @verb(
+        app,
+        "override",
+        examples='bundlectl override support:staging --for prod --check soak --reason "outage: fix must go out"\n'
+        'bundlectl override support@sha256:3f2a91c0 --for prod --check freeze --reason "agreed with ops" --expires 1h',
+    )
+    def override(
+        session: Session,
+        reference: Ref,
+        environment: Annotated[str, typer.Option("--for", metavar="ENV", help="Where it is to go live.")],
+        check: Annotated[
+            list[str],
+            typer.Option(
+                "--check", metavar="NAME", help="age:SUITE, floor:SUITE/SCORER, soak, freeze or lint:RULE; repeatable."
+            ),
+        ],
+        reason: ReasonOption,
+        expires: Annotated[str, typer.Option("--expires", metavar="DURATION", help="How long; at most 24h.")] = "4h",
+        signer: SignerOption = None,
+    ) -> None:
+        """As an approver, set checks of a gate aside for the one promotion that comes next.
+
+        It names the head that is live now, so it serves once. What resolvers check again cannot be set aside:
+        signatures, required evidence, blocks, bytes. The release carries the override for ever.
+        """
+        from bundlectl.actions.override import override as act
+
+        context = session.context(signer=signer)
+        result = act(context, reference, environment=environment, checks=check, reason=reason, expires=expires)
+        session.show(result, lambda out: _overridden(out, result))
+
+    @verb(
+        app,
         "verify",
         examples="bundlectl verify support:prod\n"
         "bundlectl verify support@sha256:3f2a91c0 --for prod\n"
@@ -87,71 +148,18 @@ def register(app: typer.Typer) -> None:
         result = act(session.context(trust_first_use=trust_first_use), reference, for_environment=environment)
         session.show(result, lambda out: _verified(out, result))
 
-    keyring = typer.Typer(help="Who may do what: root's signed document.", no_args_is_help=True, rich_markup_mode=None)
-    app.add_typer(keyring, name="keyring")
-
-    @verb(keyring, "init", examples="bundlectl keyring init --app support --suite support")
-    def keyring_init(
-        session: Session,
-        app: Annotated[str, typer.Option("--app", metavar="NAME", help="The first app.")],
-        owner: Annotated[str, typer.Option(metavar="WHO", help="Who is behind the development keys.")] = "developer",
-        scheme: Annotated[str, typer.Option(metavar="S", help="ed25519 or ecdsa-p256-sha256.")] = "ed25519",
-        suite: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--suite", metavar="NAME", help="Suites that staging and prod ask for. [default: the app's name]"
-            ),
-        ] = None,
-    ) -> None:
-        """Make a registry in a folder: development keys (one for each role), keyring 1, policy 1, and the pin."""
-        from bundlectl.actions.keyring import keyring_init as act
-
-        result = act(session.context(), app, owner=owner, scheme=scheme, suites=suite)
-        session.show(result, lambda out: initialised(out, result))
-
-    @verb(keyring, "show", examples="bundlectl keyring show\nbundlectl keyring show -o json")
-    def keyring_show(session: Session, trust_first_use: FirstUseOption = False) -> None:
-        """Show who may do what, by the newest keyring that the pin leads to."""
-        from bundlectl.actions.keyring import keyring_show as act
-
-        result = act(session.context(trust_first_use=trust_first_use))
-        session.show(result, lambda out: _keyring(out, result))
-
-    @verb(
-        keyring,
-        "generate",
-        examples="bundlectl keyring generate keys/approver.pem\n"
-        "BUNDLECTL_PASSPHRASE_FILE=secret bundlectl keyring generate keys/root.pem --encrypt",
-    )
-    def keyring_generate(
-        session: Session,
-        path: Annotated[Path, typer.Argument(metavar="PATH", help="Where to; must not exist.")],
-        scheme: Annotated[str, typer.Option(metavar="S", help="ed25519 or ecdsa-p256-sha256.")] = "ed25519",
-        encrypt: Annotated[bool, typer.Option("--encrypt", help="Encrypt it with a passphrase.")] = False,
-    ) -> None:
-        """Make a private key in a file that only you can read, and print its public key."""
-        from bundlectl.actions.keyring import generate as act
-
-        result = act(session.context(), path, scheme=scheme, encrypt=encrypt)
-        session.show(result, lambda out: _generated(out, result))
-
-    policy = typer.Typer(
-        help="Each environment's gate: the app owners' document.", no_args_is_help=True, rich_markup_mode=None
-    )
-    app.add_typer(policy, name="policy")
-
-    @verb(policy, "show", examples="bundlectl policy show support\nbundlectl policy show support -o json")
-    def policy_show(session: Session, app: Annotated[str, typer.Argument(metavar="APP", help="Whose policy.")]) -> None:
-        """Show what each environment of an app asks of a bundle."""
-        from bundlectl.actions.keyring import policy_show as act
-
-        result = act(session.context(), app)
-        session.show(result, lambda out: _policy(out, result))
-
 
 def _attested(out: Console, result: Attestation) -> None:
     place = f" for {result.environment}" if result.environment else ""
-    out.print(f"{result.kind}{place} of {result.bundle} signed by {result.signer}", markup=False)
+    what = result.predicate_type or result.kind
+    out.print(f"{what}{place} of {result.bundle} signed by {result.signer}", markup=False)
+    out.print(result.digest, markup=False)
+
+
+def _overridden(out: Console, result: Overridden) -> None:
+    out.print(f"{', '.join(result.checks)} overridden for {result.bundle} in {result.environment}", markup=False)
+    out.print(f"  by {result.signer} until {result.expires}: {result.reason}", markup=False)
+    out.print(f"  replaces {result.previous or 'nothing: the first release'}", markup=False)
     out.print(result.digest, markup=False)
 
 
@@ -163,65 +171,9 @@ def _verified(out: Console, result: Verified) -> None:
     out.print(f"  bundle {result.bundle}, {result.layers} layers, every byte", markup=False)
     for item in result.attestations:
         signers = f" by {', '.join(item.signers)}" if item.signers else ""
-        out.print(f"  {item.kind}{signers} {item.digest[:19]}", markup=False)
+        out.print(f"  {item.predicate_type or item.kind}{signers} {item.digest[:19]}", markup=False)
     for line in result.set_aside:
         out.print(f"  note: {line}", markup=False, style="dim")
     checks_table(out, result.checks)
     for alarm in result.alarms:
         out.print(f"  alarm: {alarm}", markup=False, style="yellow")
-
-
-def initialised(out: Console, result: Initialised) -> None:
-    """Print what a new registry consists of."""
-    out.print(f"registry {result.registry}", markup=False)
-    out.print(f"pin      {result.registry_id} (in {result.pin_file})", markup=False)
-    for key in result.keys:
-        out.print(f"key      {key}", markup=False)
-
-
-def _generated(out: Console, result: GeneratedKey) -> None:
-    out.print(f"{result.path} ({result.scheme}, {'encrypted' if result.encrypted else 'not encrypted'})", markup=False)
-    out.print(result.key_id, markup=False)
-    out.print(result.public.strip(), markup=False)
-
-
-def _keyring(out: Console, result: ShownKeyring) -> None:
-    from rich.table import Table
-
-    out.print(f"registry {result.registry}", markup=False)
-    out.print(f"keyring  {result.version}, {result.digest}, expires {result.expires or 'never'}", markup=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("principal", "owner", "role", "state", "key"):
-        table.add_column(column, no_wrap=True)
-    for principal in result.principals:
-        table.add_row(
-            principal.principal, principal.owner, ", ".join(principal.roles), principal.state, principal.scheme
-        )
-    out.print(table)
-    for blocked in result.document.blocked:
-        out.print(f"blocked {blocked.digest}: {blocked.reason}", markup=False)
-
-
-def _policy(out: Console, policy: Policy) -> None:
-    out.print(f"policy {policy.version} of {policy.app}", markup=False)
-    for name, gate in policy.environments.items():
-        out.print(f"\n{name}", style="bold")
-        asked = []
-        if gate.provenance:
-            asked.append(f"provenance by {gate.provenance} builders")
-        for item in gate.evaluations:
-            age = f", at most {item.max_age} old" if item.max_age else ""
-            floors = "".join(f", {scorer} >= {floor:g}" for scorer, floor in item.floors.items())
-            asked.append(f"evaluation {item.suite} passed{age}{floors}")
-        if gate.approvals:
-            asked.append(f"{gate.approvals} approvals")
-        if gate.soak:
-            asked.append(f"live in {gate.soak.environment} now, for at least {gate.soak.at_least}")
-        asked += [f"no lint finding {rule}" for rule in gate.forbid_lint]
-        asked += [f"frozen {f.start:%Y-%m-%d %H:%M} to {f.end:%Y-%m-%d %H:%M}: {f.reason}" for f in gate.freezes]
-        if gate.confirm:
-            asked.append(f"--confirm {name}")
-        if gate.expires_after:
-            asked.append(f"releases expire after {gate.expires_after}; then: {gate.past_expiry}")
-        for line in asked or ["nothing"]:
-            out.print(f"  {line}", markup=False)

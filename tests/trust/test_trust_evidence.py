@@ -76,8 +76,8 @@ def test_each_kind_opens_for_its_role() -> None:
             "is no evidence",
         ),
         (
-            lambda: seal(make_statement(APP, BUNDLE, "urn:x", {}), PAYLOAD_TYPE, signers("builder-1")),
-            "is no evidence",
+            lambda: seal(make_statement(APP, BUNDLE, "urn:x", {}), PAYLOAD_TYPE, signers("promoter-1")),
+            "not signed by a principal of a role that counts",
         ),
         (
             lambda: seal(make_statement(APP, BUNDLE, EVALUATION, {}), PAYLOAD_TYPE, signers("evaluator-1")),

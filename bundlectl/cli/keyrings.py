@@ -1,0 +1,139 @@
+"""Commands on who may do what: keyring and policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bundlectl.cli.verb import FirstUseOption, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
+    from bundlectl.model.keyring import Policy
+
+
+def register(app: typer.Typer) -> None:
+    """Add the family's commands."""
+    from bundlectl.cli.session import Session
+
+    keyring = typer.Typer(help="Who may do what: root's signed document.", no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(keyring, name="keyring")
+
+    @verb(keyring, "init", examples="bundlectl keyring init --app support --suite support")
+    def keyring_init(
+        session: Session,
+        app: Annotated[str, typer.Option("--app", metavar="NAME", help="The first app.")],
+        owner: Annotated[str, typer.Option(metavar="WHO", help="Who is behind the development keys.")] = "developer",
+        scheme: Annotated[str, typer.Option(metavar="S", help="ed25519 or ecdsa-p256-sha256.")] = "ed25519",
+        suite: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--suite", metavar="NAME", help="Suites that staging and prod ask for. [default: the app's name]"
+            ),
+        ] = None,
+    ) -> None:
+        """Make a registry in a folder: development keys (one for each role), keyring 1, policy 1, and the pin."""
+        from bundlectl.actions.keyring import keyring_init as act
+
+        result = act(session.context(), app, owner=owner, scheme=scheme, suites=suite)
+        session.show(result, lambda out: initialised(out, result))
+
+    @verb(keyring, "show", examples="bundlectl keyring show\nbundlectl keyring show -o json")
+    def keyring_show(session: Session, trust_first_use: FirstUseOption = False) -> None:
+        """Show who may do what, by the newest keyring that the pin leads to."""
+        from bundlectl.actions.keyring import keyring_show as act
+
+        result = act(session.context(trust_first_use=trust_first_use))
+        session.show(result, lambda out: _keyring(out, result))
+
+    @verb(
+        keyring,
+        "generate",
+        examples="bundlectl keyring generate keys/approver.pem\n"
+        "BUNDLECTL_PASSPHRASE_FILE=secret bundlectl keyring generate keys/root.pem --encrypt",
+    )
+    def keyring_generate(
+        session: Session,
+        path: Annotated[Path, typer.Argument(metavar="PATH", help="Where to; must not exist.")],
+        scheme: Annotated[str, typer.Option(metavar="S", help="ed25519 or ecdsa-p256-sha256.")] = "ed25519",
+        encrypt: Annotated[bool, typer.Option("--encrypt", help="Encrypt it with a passphrase.")] = False,
+    ) -> None:
+        """Make a private key in a file that only you can read, and print its public key."""
+        from bundlectl.actions.keyring import generate as act
+
+        result = act(session.context(), path, scheme=scheme, encrypt=encrypt)
+        session.show(result, lambda out: _generated(out, result))
+
+    policy = typer.Typer(
+        help="Each environment's gate: the app owners' document.", no_args_is_help=True, rich_markup_mode=None
+    )
+    app.add_typer(policy, name="policy")
+
+    @verb(policy, "show", examples="bundlectl policy show support\nbundlectl policy show support -o json")
+    def policy_show(session: Session, app: Annotated[str, typer.Argument(metavar="APP", help="Whose policy.")]) -> None:
+        """Show what each environment of an app asks of a bundle."""
+        from bundlectl.actions.keyring import policy_show as act
+
+        result = act(session.context(), app)
+        session.show(result, lambda out: _policy(out, result))
+
+
+def initialised(out: Console, result: Initialised) -> None:
+    """Print what a new registry consists of."""
+    out.print(f"registry {result.registry}", markup=False)
+    out.print(f"pin      {result.registry_id} (in {result.pin_file})", markup=False)
+    for key in result.keys:
+        out.print(f"key      {key}", markup=False)
+
+
+def _generated(out: Console, result: GeneratedKey) -> None:
+    out.print(f"{result.path} ({result.scheme}, {'encrypted' if result.encrypted else 'not encrypted'})", markup=False)
+    out.print(result.key_id, markup=False)
+    out.print(result.public.strip(), markup=False)
+
+
+def _keyring(out: Console, result: ShownKeyring) -> None:
+    from rich.table import Table
+
+    out.print(f"registry {result.registry}", markup=False)
+    out.print(f"keyring  {result.version}, {result.digest}, expires {result.expires or 'never'}", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("principal", "owner", "role", "state", "key"):
+        table.add_column(column, no_wrap=True)
+    for principal in result.principals:
+        table.add_row(
+            principal.principal, principal.owner, ", ".join(principal.roles), principal.state, principal.scheme
+        )
+    out.print(table)
+    for blocked in result.document.blocked:
+        out.print(f"blocked {blocked.digest}: {blocked.reason}", markup=False)
+
+
+def _policy(out: Console, policy: Policy) -> None:
+    out.print(f"policy {policy.version} of {policy.app}", markup=False)
+    for name, gate in policy.environments.items():
+        out.print(f"\n{name}", style="bold")
+        asked = []
+        if gate.provenance:
+            asked.append(f"provenance by {gate.provenance} builders")
+        for item in gate.evaluations:
+            age = f", at most {item.max_age} old" if item.max_age else ""
+            floors = "".join(f", {scorer} >= {floor:g}" for scorer, floor in item.floors.items())
+            asked.append(f"evaluation {item.suite} passed{age}{floors}")
+        asked += [f"{a.type} signed by {a.threshold} of the role {a.role}" for a in gate.attestations or ()]
+        if gate.approvals:
+            asked.append(f"{gate.approvals} approvals")
+        if gate.soak:
+            asked.append(f"live in {gate.soak.environment} now, for at least {gate.soak.at_least}")
+        asked += [f"no lint finding {rule}" for rule in gate.forbid_lint]
+        asked += [f"frozen {f.start:%Y-%m-%d %H:%M} to {f.end:%Y-%m-%d %H:%M}: {f.reason}" for f in gate.freezes]
+        if gate.confirm:
+            asked.append(f"--confirm {name}")
+        if gate.expires_after:
+            asked.append(f"releases expire after {gate.expires_after}; then: {gate.past_expiry}")
+        for line in asked or ["nothing"]:
+            out.print(f"  {line}", markup=False)
