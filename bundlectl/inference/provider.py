@@ -60,6 +60,8 @@ class ModelReply:
     ``provider_model`` is the model id as the provider returned it. ``citations`` are given by providers that
     know what they quoted; ``None`` means that the citations are in the text (``[n]``, or a ``citations`` array in
     JSON). ``refused``: the provider found no answer in the passages, and ``text`` says so to the reader.
+    ``priced_as`` is the name that the price book has for what was called, where it is not the bundle's model;
+    ``provider_seconds`` is how long the provider says it worked.
     """
 
     text: str
@@ -67,6 +69,8 @@ class ModelReply:
     provider_model: str | None = None
     citations: tuple[Citation, ...] | None = None
     refused: bool = False
+    priced_as: str | None = None
+    provider_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,19 @@ CredentialRef = Annotated[str, StringConstraints(pattern=r"^(env:[A-Z][A-Z0-9_]*
 
 
 class ModelBinding(Strict):
-    """Where a model is reached in this environment."""
+    """Where a model is reached in this environment.
+
+    ``inference_profile`` (Bedrock) and ``endpoint`` (SageMaker) take the place of the bundle's own ``model``;
+    ``inference_component`` and ``target_variant`` choose among what a SageMaker endpoint holds.
+    """
 
     base_url: str | None = None
     credential: CredentialRef | None = None
     inference_profile: str | None = None
     region: str | None = None
+    endpoint: str | None = None
+    inference_component: str | None = None
+    target_variant: str | None = None
 
 
 class Limit(Strict):

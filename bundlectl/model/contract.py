@@ -63,10 +63,17 @@ class Refused(Strict):
 
 
 class Usage(Strict):
-    """Tokens of every attempt together."""
+    """Tokens of every attempt together.
+
+    ``input_tokens`` counts everything that was sent. The ``cache`` counts are parts of it that the provider read
+    from its prompt cache or wrote to it, to be kept for 5 minutes or an hour; absent when it did neither.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_tokens: int | None = None
+    cache_write_5m_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
 
 
 class Cost(Strict):

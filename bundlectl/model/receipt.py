@@ -43,7 +43,10 @@ class RetrievalRecord(Strict):
 
 
 class Attempt(Strict):
-    """One call of a model: ``outcome`` is ok or the normalised error; ``seconds`` wall time."""
+    """One call of a model: ``outcome`` is ok or the normalised error; ``seconds`` wall time.
+
+    ``provider_seconds`` is how much of them the provider says it worked, where it says so.
+    """
 
     route: str
     model: str
@@ -62,6 +65,7 @@ class Attempt(Strict):
     ]
     why: str = ""
     seconds: float
+    provider_seconds: float | None = None
     usage: Usage = Usage()
 
 

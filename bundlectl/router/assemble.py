@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from bundlectl.inference.credentials import resolve_credential
+from bundlectl.inference.prices import PriceBook, open_price_book
 from bundlectl.inference.provider import Provider
 from bundlectl.model.bindings import Bindings, Limit, ModelBinding
 from bundlectl.model.bundle import Bundle, Components
@@ -127,6 +128,7 @@ class Compiled:
     identities: KnownIdentities
     limits: Mapping[str, Limit]
     breakers: Mapping[str, Breaker]
+    prices: PriceBook
     input_key: bytes
 
 
@@ -138,7 +140,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
             expects.
         SourceError: a template, pattern, policy or schema does not compile.
         UsageError: a model has no address in this environment, or its provider is not in this version.
-        NotFound: a credential or an index is missing.
+        NotFound: a credential, an index or the price book that was asked for is missing.
         BackendUnavailable: an index cannot be opened.
     """
     # Compiling takes tens of milliseconds, and this runs on the loop that is answering requests.
@@ -156,6 +158,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         identities=KnownIdentities(bindings.identities.api_keys),
         limits=bindings.limits.tenants,
         breakers={name: Breaker() for name in parts.models},
+        prices=made.prices,
         input_key=world.input_key,
     )
 
@@ -169,6 +172,7 @@ class _Made:
     prompts: Mapping[str, CompiledPrompt]
     outputs: Mapping[str, CompiledOutput]
     routes: Mapping[str, CompiledRoute]
+    prices: PriceBook
 
 
 def _compile(bundle: Bundle, bindings: Bindings, world: World) -> _Made:
@@ -183,6 +187,7 @@ def _compile(bundle: Bundle, bindings: Bindings, world: World) -> _Made:
         prompts={name: CompiledPrompt.compile(name, prompt) for name, prompt in parts.prompts.items()},
         outputs={name: CompiledOutput.compile(output) for name, output in parts.output.items()},
         routes={name: _route(name, route, parts, bindings, world) for name, route in parts.routes.routes.items()},
+        prices=open_price_book(world.environ),
     )
 
 

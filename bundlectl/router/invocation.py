@@ -46,7 +46,7 @@ class Invocation:
     ) -> None:
         self.attempts: list[Attempt] = []
         self.spent: list[tuple[str, str | None, Usage]] = []
-        """(provider, model, usage) of each attempt that answered."""
+        """(provider, model as the price book names it, usage) of each attempt that answered."""
         self.committed = False
         """Whether text of the present attempt was released to the caller of the router."""
         self._chain = [route, *(compiled.routes[name] for name in route.fallback)]
@@ -229,7 +229,7 @@ class Invocation:
     def _answered(self, route: CompiledRoute, breaker: Breaker, reply: ModelReply, began: float) -> None:
         breaker.succeeded()
         self._record(route, "ok", "", time.monotonic() - began, reply)
-        self.spent.append((route.model.provider, route.model.model, reply.usage))
+        self.spent.append((route.model.provider, reply.priced_as or route.model.model, reply.usage))
 
     def _failed(self, route: CompiledRoute, breaker: Breaker, error: ProviderError, began: float) -> None:
         if error.kind == "refused":
@@ -250,6 +250,7 @@ class Invocation:
                 outcome=outcome,
                 why=why,
                 seconds=seconds,
+                provider_seconds=reply.provider_seconds if reply else None,
                 usage=reply.usage if reply else Usage(),
             )
         )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundlectl import __version__
-from bundlectl.inference.prices import PRICE_BOOK
 from bundlectl.model.contract import Answer, Cost, Degraded, Usage
 from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
@@ -42,11 +41,9 @@ def conclude(run: Run) -> Outcome:
     """Make the answer and the receipt."""
     invocation = run.invocation
     attempts = invocation.attempts if invocation else []
-    usage = Usage(
-        input_tokens=sum(attempt.usage.input_tokens for attempt in attempts),
-        output_tokens=sum(attempt.usage.output_tokens for attempt in attempts),
-    )
-    cost = PRICE_BOOK.cost(invocation.spent) if invocation else Cost(usd=0.0, price_book=PRICE_BOOK.name)
+    usage = _together([attempt.usage for attempt in attempts])
+    prices = run.compiled.prices
+    cost = prices.cost(invocation.spent) if invocation else Cost(usd=0.0, price_book=prices.name)
     run.cost = cost
     replied = invocation is not None and run.reply is not None and run.error is None
     degraded = None
@@ -71,6 +68,16 @@ def conclude(run: Run) -> Outcome:
         receipt=run.id,
     )
     return Outcome(answer, receipt, STATUS[run.refused.code if run.refused else "answered"])
+
+
+def _together(parts: list[Usage]) -> Usage:
+    return Usage(
+        input_tokens=sum(part.input_tokens for part in parts),
+        output_tokens=sum(part.output_tokens for part in parts),
+        cache_read_tokens=sum(part.cache_read_tokens or 0 for part in parts) or None,
+        cache_write_5m_tokens=sum(part.cache_write_5m_tokens or 0 for part in parts) or None,
+        cache_write_1h_tokens=sum(part.cache_write_1h_tokens or 0 for part in parts) or None,
+    )
 
 
 def _receipt(

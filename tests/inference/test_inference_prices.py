@@ -10,7 +10,7 @@ import pytest
 
 from bundlectl.inference.credentials import resolve_credential
 from bundlectl.inference.http import retry_after
-from bundlectl.inference.prices import PRICE_BOOK
+from bundlectl.inference.prices import PRICE_BOOK, VARIABLE, PriceBook, open_price_book
 from bundlectl.model.contract import Usage
 from bundlectl.model.errors import BundlectlError, NotFound, UsageError
 
@@ -29,6 +29,66 @@ def test_one_unknown_price_makes_the_sum_unknown_unless_it_used_nothing() -> Non
     assert PRICE_BOOK.cost([known, ("openai", "own", spent)]).usd is None
     assert PRICE_BOOK.cost([("extractive", None, spent)]).usd == 0
     assert PRICE_BOOK.cost([]).price_book == PRICE_BOOK.name
+
+
+def test_what_came_from_the_cache_has_a_price_of_its_own() -> None:
+    haiku = "global.anthropic.claude-haiku-4-5-20251001-v1:0"
+    usage = Usage(
+        input_tokens=1000,
+        output_tokens=100,
+        cache_read_tokens=400,
+        cache_write_5m_tokens=200,
+        cache_write_1h_tokens=100,
+    )
+    expected = (300 * 1.0 + 400 * 0.1 + 200 * 1.25 + 100 * 2.0 + 100 * 5.0) / 1e6
+    assert PRICE_BOOK.usd("bedrock", haiku, usage) == pytest.approx(expected)
+
+
+def test_an_unknown_cache_price_makes_the_cost_unknown_only_when_the_cache_was_used() -> None:
+    nova = "amazon.nova-lite-v1:0"
+    assert PRICE_BOOK.usd("bedrock", nova, Usage(input_tokens=1_000_000)) == pytest.approx(0.06)
+    assert PRICE_BOOK.usd("bedrock", nova, Usage(input_tokens=10, cache_read_tokens=5)) is not None
+    assert PRICE_BOOK.usd("bedrock", nova, Usage(input_tokens=10, cache_write_5m_tokens=5)) is None
+
+
+def test_absent_cache_counts_leave_no_trace_in_what_is_written() -> None:
+    assert Usage(input_tokens=1).form() == {"input_tokens": 1, "output_tokens": 0}
+
+
+ENTRY = '{"provider": "openai", "model": "own", "input": 1, "output": 2.5}'
+
+
+def book(tmp_path: Path, text: str) -> PriceBook:
+    path = tmp_path / "prices.json"
+    path.write_text(text)
+    return open_price_book({VARIABLE: str(path)})
+
+
+def test_a_book_of_ones_own(tmp_path: Path) -> None:
+    assert open_price_book({}) is PRICE_BOOK
+    own = book(tmp_path, f'{{"version": "contract-7", "currency": "USD", "prices": [{ENTRY}]}}')
+    assert own.name == "USD-contract-7"
+    assert own.usd("openai", "own", Usage(input_tokens=1_000_000)) == 1
+    assert own.usd("openai", "gpt-4o", Usage(input_tokens=1)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        f'{{"version": "1", "currency": "USD", "prices": [{ENTRY}, {ENTRY}]}}',
+        f'{{"version": "1", "currency": "EUR", "prices": [{ENTRY}]}}',
+        f'{{"version": "1", "currency": "USD", "prices": [{ENTRY.replace("2.5", "-2.5")}]}}',
+        f'{{"version": "1", "currency": "USD", "prices": [{ENTRY.replace("output", "outptu")}]}}',
+    ],
+)
+def test_a_book_that_is_none(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError):
+        book(tmp_path, text)
+    with pytest.raises(NotFound):
+        open_price_book({VARIABLE: str(tmp_path / "missing.json")})
 
 
 def test_credentials_from_environment_and_file(tmp_path: Path) -> None:
