@@ -24,6 +24,7 @@ from bundlectl.actions.ask import Asked
 from bundlectl.actions.attest import Attestation
 from bundlectl.actions.bind import Bound
 from bundlectl.actions.build import Built
+from bundlectl.actions.demo import Played
 from bundlectl.actions.evaluate import Evaluated
 from bundlectl.actions.index import IndexBuilt, IndexDiff, IndexShown
 from bundlectl.actions.init import Scaffolded
@@ -102,6 +103,7 @@ OUTPUTS: Final = {
     "attest": Format("bundlectl attest", Attestation),
     "bind": Format("bundlectl bind", Bound),
     "build": Format("bundlectl build", Built),
+    "demo": Format("bundlectl demo", Played),
     "diff": Format("bundlectl diff", BundleDiff),
     "eval": Format("bundlectl eval", list[Evaluated], "One result for each suite."),
     "explain": Format("bundlectl explain", Explanation | Receipt, "Two receipts explained; or the one, as it is."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from functools import cache
@@ -93,11 +94,13 @@ def bent(data: st.DataObject, value: Any) -> Any:
         parent = parent[key]
     change = data.draw(st.sampled_from(["put", "drop", "add"]))
     if change == "put":
-        parent[path[-1]] = data.draw(ODD)
+        parent[path[-1]] = copy.deepcopy(data.draw(ODD))
     elif change == "drop":
         del parent[path[-1]]
     elif isinstance(parent, dict):
-        parent[data.draw(st.sampled_from(["surplus", "over", "when", "name", "schema_"]))] = data.draw(ODD)
+        parent[data.draw(st.sampled_from(["surplus", "over", "when", "name", "schema_"]))] = copy.deepcopy(
+            data.draw(ODD)
+        )
     return value
 
 
