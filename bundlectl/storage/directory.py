@@ -126,10 +126,10 @@ class DirectoryStore:
                 self._make_last(folder, key, data)
         return content_tag(data)
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See ``Store.list``. Names that are no keys (temporary and lock files among them) are left out."""
         check_prefix(prefix)
-        return self._walk(tuple(prefix.split("/")[:-1]))
+        return (key for key in self._walk(tuple(prefix.split("/")[:-1])) if key > after)
 
     def delete(self, key: str) -> None:
         """See ``Store.delete``. Its folder stays."""

@@ -172,9 +172,9 @@ class FaultyStore:
         """See ``Store.swap``."""
         return self._write("swap", key, lambda: self._store.swap(key, data, expected))
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See ``Store.list``; faults strike at the call, not between keys."""
-        return self._read(self._begin("list", prefix), lambda: self._store.list(prefix))
+        return self._read(self._begin("list", prefix), lambda: self._store.list(prefix, after))
 
     def delete(self, key: str) -> None:
         """See ``Store.delete``."""

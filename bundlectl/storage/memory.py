@@ -57,11 +57,11 @@ class MemoryStore:
             self._objects[key] = stored
         return stored.tag
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See ``Store.list``; it gives the keys of the moment of the call."""
         check_prefix(prefix)
         with self._lock:
-            return iter(sorted(key for key in self._objects if key.startswith(prefix)))
+            return iter(sorted(key for key in self._objects if key.startswith(prefix) and key > after))
 
     def delete(self, key: str) -> None:
         """See ``Store.delete``."""

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from bundlectl.model.errors import BackendUnavailable, BundlectlError, Conflict, NotFound, UsageError
 
 Tag = str
-"""Opaque version tag of one stored object. Equal bytes under one key have equal tags."""
+"""Opaque version tag of one stored object. Other bytes under one key have another tag."""
 
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 MAX_KEY_CHARS = 512
@@ -105,7 +105,7 @@ class Store(Protocol):
     """
 
     url: str
-    """Where it is, as ``open_store`` takes it: ``file:///…`` or ``memory:``."""
+    """Where it is, as ``open_store`` takes it: ``file:///…``, ``s3://…`` or ``memory:``."""
 
     def get(self, key: str) -> Stored:
         """Read one object.
@@ -141,10 +141,11 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """Give every key under ``prefix``, sorted by character; ``prefix`` ends with "/", or is "" for all.
 
-        A prefix that nothing is under gives nothing. Keys written or deleted meanwhile may be in or out.
+        With ``after``, only keys that sort after it; a store with many keys need not look at the others. A prefix
+        that nothing is under gives nothing. Keys written or deleted meanwhile may be in or out.
         """
         ...
 
@@ -174,12 +175,17 @@ def check_key(key: str) -> str:
     """
     if len(key) > MAX_KEY_CHARS:
         raise UsageError(f"The key {key[:40]!r}… has {len(key)} characters.", fix=f"Use at most {MAX_KEY_CHARS}.")
-    if not all(is_segment(part) for part in key.split("/")):
+    if not is_key(key):
         raise UsageError(
             f"{key!r} is not a key.",
             fix="Use segments of letters, digits and . _ = - joined by /, none empty or starting with a dot.",
         )
     return key
+
+
+def is_key(key: str) -> bool:
+    """Say whether ``check_key`` takes it."""
+    return len(key) <= MAX_KEY_CHARS and all(is_segment(part) for part in key.split("/"))
 
 
 def is_segment(name: str) -> bool:
@@ -214,7 +220,7 @@ def check_size(key: str, data: bytes) -> None:
 
 
 def open_store(url: str) -> Store:
-    """Open the store at a path, ``file:///path`` or ``memory:`` (new and empty each time).
+    """Open the store at a path, ``file:///path``, ``s3://bucket/prefix`` or ``memory:`` (new and empty each time).
 
     A folder that is not there yet reads as empty and is made by the first write.
 
@@ -235,9 +241,13 @@ def open_store(url: str) -> Store:
 
             return MemoryStore()
         case "s3":
-            raise UsageError(f"{url!r}: S3 is not in this version.", fix="Use a folder: a path or file:///…")
+            from bundlectl.storage.s3 import open_s3
+
+            return open_s3(url)
         case _:
-            raise UsageError(f"{url!r} is not a store.", fix="Use a path, file:///path/to/folder or memory:")
+            raise UsageError(
+                f"{url!r} is not a store.", fix="Use a path, file:///path/to/folder, s3://bucket/prefix or memory:"
+            )
 
 
 def _open_folder(text: str, url: str, *, absolute: bool = False) -> Store:

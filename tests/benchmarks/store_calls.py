@@ -73,8 +73,8 @@ class CountingStore:
     def swap(self, key: str, data: bytes, expected: Tag | None) -> Tag:
         return self._call("swap", lambda: self._store.swap(key, data, expected))
 
-    def list(self, prefix: str) -> Iterator[str]:
-        keys = iter(self._store.list(prefix))
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        keys = iter(self._store.list(prefix, after))
         while True:
             page = self._call("list", lambda: [key for _, key in zip(range(PAGE), keys, strict=False)])
             yield from page

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bundlectl.model.errors import BackendUnavailable, BundlectlError, Conflict, NotFound, UsageError
+from bundlectl.storage.aws import open_client
 from bundlectl.storage.directory import DirectoryStore
 from bundlectl.storage.faults import FaultyStore
 from bundlectl.storage.memory import MemoryStore
+from bundlectl.storage.s3 import S3Store
 from bundlectl.storage.store import (
     MAX_OBJECT_BYTES,
     AlreadyThere,
@@ -24,13 +29,27 @@ from bundlectl.storage.store import (
     check_key,
     open_store,
 )
+from tests.support.aws import STAND_INS, stand_in
 
 KEY = "apps/support/environments/prod/head.json"
 
 
-@pytest.fixture(params=["memory", "directory", "faulty"])
+@cache
+def s3_place(name: str) -> tuple[Any, str]:
+    """Give a client and a bucket of a stand-in; each test has a prefix of its own there."""
+    aws = stand_in(name)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in aws.environ.items():
+            patch.setenv(key, value)
+        return open_client("s3"), aws.bucket()
+
+
+@pytest.fixture(params=["memory", "directory", "faulty", *STAND_INS])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     match request.param:
+        case "moto" | "ministack":
+            client, bucket = s3_place(request.param)
+            return S3Store(bucket, f"team/{secrets.token_hex(4)}", client=client)
         case "memory":
             return MemoryStore()
         case "directory":
@@ -62,7 +81,8 @@ def test_swap_replaces_only_the_version_it_names(store: Store) -> None:
     assert first != second
     with pytest.raises(SwapLost) as caught:
         store.swap(KEY, b"third", first)
-    assert (caught.value.key, caught.value.expected, caught.value.found) == (KEY, first, second)
+    assert (caught.value.key, caught.value.expected) == (KEY, first)
+    assert caught.value.found == second or (caught.value.found is None and isinstance(store, S3Store))
     with pytest.raises(SwapLost):
         store.swap(KEY, b"third", None)
     assert store.get(KEY).data == b"second"
@@ -111,6 +131,9 @@ def test_list_is_sorted_by_whole_key_and_keeps_to_its_prefix(store: Store) -> No
     assert list(store.list("a/")) == ["a/b-c", "a/b.c", "a/b/c", "a/b0"]
     assert list(store.list("a/b/")) == ["a/b/c"]
     assert list(store.list("c/d/")) == []
+    assert list(store.list("a/", "a/b.c")) == ["a/b/c", "a/b0"]
+    assert list(store.list("a/", "a/b.")) == ["a/b.c", "a/b/c", "a/b0"]
+    assert list(store.list("a/", "b")) == []
 
 
 def test_bad_keys_and_prefixes_are_refused_everywhere(store: Store) -> None:
@@ -145,7 +168,9 @@ def test_what_could_not_be_read_back_is_not_written(store: Store) -> None:
     assert list(store.list("")) == []
 
 
-def test_threads_that_swap_one_key_lose_no_update(store: Store) -> None:
+def test_threads_that_swap_one_key_lose_no_update(store: Store, request: pytest.FixtureRequest) -> None:
+    if "moto" in request.node.name:
+        pytest.skip("moto compares and writes in two steps: threads get between them")
     store.create(KEY, b"0")
 
     def add(times: int) -> None:
@@ -191,7 +216,14 @@ def test_open_store_knows_folders_and_memory(tmp_path: Path, monkeypatch: pytest
     "url",
     [
         "",
-        "s3://bucket/prefix",
+        "s3:",
+        "s3://",
+        "s3://b",
+        "s3://Bucket/prefix",
+        "s3://bucket/a//b",
+        "s3://bucket/../b",
+        "s3://bucket/a b",
+        "s3://bucket?versions",
         "gs://bucket",
         "https://example.test/registry",
         "memory:shared",
@@ -214,9 +246,13 @@ def test_open_store_refuses_the_rest(url: str, tmp_path: Path, monkeypatch: pyte
     assert caught.value.fix
 
 
-def test_s3_is_refused_in_words() -> None:
-    with pytest.raises(UsageError, match="not in this version"):
-        open_store("s3://bucket/prefix")
+def test_open_store_knows_s3() -> None:
+    for url, same in (
+        ("s3://a-bucket", "s3://a-bucket"),
+        ("s3://a-bucket/", "s3://a-bucket"),
+        ("s3://a-bucket/team/registry/", "s3://a-bucket/team/registry"),
+    ):
+        assert open_store(url).url == same
 
 
 def test_importing_a_store_loads_nothing_heavy() -> None:
