@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from bundlectl.actions.ask import request_for
 from bundlectl.actions.context import Context
+from bundlectl.actions.listening import address_of, bind
 from bundlectl.actions.routing import Discarded, input_key, unreleased
 from bundlectl.bundling.build import build
 from bundlectl.bundling.documents import load_document
@@ -78,6 +80,7 @@ def dev(ctx: Context, path: Path, settings: Settings, show: Show) -> None:
 
     Raises:
         SourceError: with ``once``: the source does not validate.
+        BackendUnavailable: the port is taken.
         UsageError: an index has no source file.
     """
     asyncio.run(_Loop(ctx, path, settings, show).run())
@@ -115,7 +118,8 @@ class _Loop:
             await session.close()
 
     async def _follow(self) -> None:
-        serving = asyncio.create_task(self._serve()) if self._settings.port is not None else None
+        port = self._settings.port
+        serving = asyncio.create_task(self._serve(bind("127.0.0.1", port))) if port is not None else None
         typed = asyncio.create_task(self._typed())
         try:
             async for _ in self._saves():
@@ -219,21 +223,12 @@ class _Loop:
                 except BundlectlError as error:
                     self._show.wrong(error)
 
-    async def _serve(self) -> None:
+    async def _serve(self, listening: socket.socket) -> None:
         import uvicorn
 
         served = Served("dev", self._settings.environment, self._compiled, self._router)
-        config = uvicorn.Config(
-            Server([served]), host="127.0.0.1", port=self._settings.port or 0, log_level="warning", lifespan="off"
-        )
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
-        while not server.started and not task.done():
-            await asyncio.sleep(0.02)
-        for listening in server.servers if server.started else []:
-            for socket in listening.sockets:
-                self._show.listening(f"http://127.0.0.1:{socket.getsockname()[1]}")
-        await task
+        self._show.listening(address_of(listening))
+        await uvicorn.Server(uvicorn.Config(Server([served]), log_level="warning", lifespan="off")).serve([listening])
 
     def _loaded(self) -> tuple[str, Bundle, Compiled]:
         if self._current is None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+import uvicorn
+
 from bundlectl.actions.context import Context
+from bundlectl.actions.listening import Graceful, address_of, bind
 from bundlectl.actions.opening import read_pin
 from bundlectl.actions.routing import input_key, receipts_folder
 from bundlectl.inference.embeddings import open_embedder
 from bundlectl.inference.http import open_session
-from bundlectl.model.errors import BackendUnavailable, UsageError
+from bundlectl.model.errors import UsageError
 from bundlectl.model.reference import EnvironmentReference, parse_environment
 from bundlectl.model.types import format_time
 from bundlectl.receipts.writer import ReceiptLog
@@ -39,8 +43,8 @@ def serve(ctx: Context, environments: Sequence[str], *, host: str, port: int, po
         poll: seconds between looks at the registry.
 
     Raises:
-        UsageError: the host is not loopback and no identities are configured; or the port is taken.
-        BackendUnavailable: the registry is away and nothing was kept.
+        UsageError: the host is not loopback and no identities are configured.
+        BackendUnavailable: the registry is away and nothing was kept; or the port is taken.
         VerificationFailed: what is live does not verify and nothing was kept.
     """
     refs = [parse_environment(environment) for environment in environments]
@@ -51,8 +55,6 @@ def serve(ctx: Context, environments: Sequence[str], *, host: str, port: int, po
 
 
 async def _serve(ctx: Context, refs: Sequence[EnvironmentReference], host: str, port: int, poll: float) -> None:
-    import uvicorn
-
     # Not ctx.registry: a folder that is away now may come back, and until then the last good serves.
     registry = Registry(open_store(ctx.registry_url), on_warning=ctx.reporter.warn)
     pin = read_pin(ctx)
@@ -66,18 +68,17 @@ async def _serve(ctx: Context, refs: Sequence[EnvironmentReference], host: str, 
         note = check_bind(host, [one.current() for one in served])
         if note is not None:
             ctx.reporter.warn(note)
+        listening = bind(host, port)
+        stack.callback(listening.close)
         config = uvicorn.Config(
             Server(served),
-            host=host,
-            port=port,
             log_level="warning",
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=30,
             limit_concurrency=None,
         )
-        server = uvicorn.Server(config)
-        await _listen(ctx, server, served)
+        await _listen(ctx, Graceful(config), listening, served)
 
 
 async def _follow(
@@ -138,27 +139,13 @@ def _told(ctx: Context, name: str, event: Event) -> None:
         ctx.reporter.warn(line)
 
 
-async def _listen(ctx: Context, server: object, served: Sequence[Served]) -> None:
-    import uvicorn
-
-    assert isinstance(server, uvicorn.Server)
-    task = asyncio.create_task(server.serve())
+async def _listen(ctx: Context, server: uvicorn.Server, listening: socket.socket, served: Sequence[Served]) -> None:
+    task = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not task.done():
         await asyncio.sleep(0.01)
     if server.started:
         for one in served:
             ref = one.current().ref
             ctx.reporter.say(f"{ref.app}:{ref.environment} release {ref.serial} {ref.bundle}")
-        for listening in server.servers:
-            for socket in listening.sockets:
-                address, port = socket.getsockname()[:2]
-                shown = f"[{address}]" if ":" in address else address
-                ctx.reporter.say(f"listening on http://{shown}:{port}")
-    try:
-        await task
-    except SystemExit as error:
-        raise BackendUnavailable(
-            f"The server cannot listen on {server.config.host}:{server.config.port}.",
-            why="Another process holds the port, or it may not be used.",
-            fix="Choose another with --port.",
-        ) from error
+        ctx.reporter.say(f"listening on {address_of(listening)}")
+    await task

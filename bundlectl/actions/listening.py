@@ -1,0 +1,60 @@
+"""Where a server listens, and how it ends: what serve and dev need of uvicorn beyond its own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from bundlectl.model.errors import BackendUnavailable
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before anything is served; uvicorn would end the process with an exit code of its own.
+
+    Args:
+        host: a name or address, IPv4 or IPv6.
+        port: 0 for any free one.
+
+    Raises:
+        BackendUnavailable: the address is taken, not of this machine, or may not be used.
+    """
+    try:
+        [family, _, _, _, address], *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"The server cannot listen on {host}:{port}.",
+            why=error.strerror or str(error),
+            fix="Choose another port with --port, or end the process that holds it.",
+        ) from error
+
+
+def address_of(listening: socket.socket) -> str:
+    """Give the URL of a bound socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Graceful(uvicorn.Server):
+    """Ends on SIGINT and SIGTERM once what is under way is answered, and returns.
+
+    uvicorn would then raise the signal again, which kills the process before its receipts are on the disk.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take both signals while serving."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
