@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import load_bundle, open_trust, releases_of
 from bundlectl.actions.releasing import current
@@ -77,7 +79,7 @@ def request_for(
     """Write the contract's request for a question, filling in what the bundle leaves no choice about.
 
     Raises:
-        UsageError: the bundle leaves a choice that was not made.
+        UsageError: the bundle leaves a choice that was not made, or a name is none.
     """
     tasks = bundle.components.application.tasks
     name = task or _only("task", "--task", sorted(tasks))
@@ -86,14 +88,22 @@ def request_for(
     chosen = tasks[name]
     inputs = bundle.components.prompts[chosen.prompt].inputs
     searched = "question" if "question" in inputs or not inputs else inputs[0]
-    return Request(
-        task=name,
-        tenant_id=tenant,
-        user_role=role,
-        data_scope=list(scopes) or list(chosen.scopes),
-        policy_profile=profile or _only("profile", "--profile", list(chosen.profiles)),
-        input={searched: question},
-    )
+    profile = profile or _only("profile", "--profile", list(chosen.profiles))
+    try:
+        return Request(
+            task=name,
+            tenant_id=tenant,
+            user_role=role,
+            data_scope=list(scopes) or list(chosen.scopes),
+            policy_profile=profile,
+            input={searched: question},
+        )
+    except ValidationError as error:
+        raise UsageError(
+            "The request does not fit the contract.",
+            why="; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()),
+            fix="Names of tenants, roles and scopes are letters, digits and . _ -, and start with a letter or digit.",
+        ) from error
 
 
 def _only(what: str, flag: str, names: Sequence[str]) -> str:

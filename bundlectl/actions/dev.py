@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -134,26 +135,31 @@ class _Loop:
                     task.cancel()
 
     async def _saves(self) -> AsyncIterator[None]:
-        seen: object = None
+        seen: dict[str, tuple[int, int]] | None = None
         while True:
             now = await asyncio.to_thread(self._stamp)
             if now != seen:
                 seen = now
+                watched = set(self._watched)
                 yield
+                # Documents that this save was the first to name are no change of their own.
+                fresh = {str(file) for file in self._watched} - {str(file) for file in watched}
+                found = await asyncio.to_thread(self._stamp)
+                seen = {**{name: found[name] for name in fresh if name in found}, **seen}
             await asyncio.sleep(LOOK_EVERY)
 
-    def _stamp(self) -> list[tuple[str, int, int]]:
-        """Give name, size and time of every file that the answer depends on."""
+    def _stamp(self) -> dict[str, tuple[int, int]]:
+        """Give size and time of every file that the answer depends on, by name."""
         files = [file for file in self._root.rglob("*") if ".bundlectl" not in file.parts]
         suite = self._settings.suite
         beside = list(suite.parent.glob("*")) if suite is not None else []
-        found = []
-        for file in sorted({*files, *self._watched, *beside}):
+        found = {}
+        for file in {*files, *self._watched, *beside}:
             try:
                 stat = file.stat()
             except OSError:
                 continue  # removed since it was listed: its absence is the change
-            found.append((str(file), stat.st_size, stat.st_mtime_ns))
+            found[str(file)] = (stat.st_size, stat.st_mtime_ns)
         return found
 
     async def _load(self) -> None:
@@ -216,7 +222,20 @@ class _Loop:
         """Ask each line that a person types."""
         if not sys.stdin.isatty():
             return
-        while line := await asyncio.to_thread(sys.stdin.readline):
+        lines: asyncio.Queue[str] = asyncio.Queue()
+        loop, terminal = asyncio.get_running_loop(), sys.stdin.fileno()
+
+        def read() -> None:
+            typed = os.read(terminal, 65_536)  # a terminal is readable when there is a whole line
+            if not typed:
+                loop.remove_reader(terminal)
+            for line in typed.decode("utf-8", "replace").splitlines():
+                lines.put_nowait(line)
+
+        # No thread reads: leaving would have to wait for a line that nobody types.
+        loop.add_reader(terminal, read)
+        while True:
+            line = await lines.get()
             if line.strip():
                 try:
                     await self._ask(line.strip())

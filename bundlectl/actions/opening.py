@@ -78,6 +78,9 @@ def open_current_policy(ctx: Context, keyring: VerifiedKeyring, app: str) -> Ver
     Raises:
         NotFound: the app has none, or root does not know the app.
     """
+    if app not in keyring.document.apps:
+        known = ", ".join(sorted(keyring.document.apps))
+        raise NotFound(f"There is no app {app!r} in {ctx.registry_url}.", fix=f"Its apps are {known}.")
     floor = keyring.app(app).policy
     found = ctx.registry.latest_policy(app, floor - 1)
     if not found:

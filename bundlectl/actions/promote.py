@@ -154,8 +154,8 @@ def _evidence(ctx: Context, standing: Standing, bundle: str) -> list[Attested]:
     """Read what is attested about the bundle; set aside, and say so, what does not count here."""
     envelopes = [envelope for _, _, envelope in ctx.registry.attestations(standing.app, bundle)]
     counted, refused = gather_evidence(envelopes, bundle, standing.app, standing.environment, standing.keyring)
-    for item in refused:
-        ctx.reporter.say(f"set aside: {item.why}")
+    for why in dict.fromkeys(item.why for item in refused):
+        ctx.reporter.say(f"set aside: {why}")
     return counted
 
 

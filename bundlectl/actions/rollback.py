@@ -53,6 +53,9 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
     entry = _promotion(ctx, standing, live, ref.serial)
     origin = former(entry.data, ref.app, ref.environment, standing.keyring)
     bundle = _bundle(ctx, standing, origin.release.bundle)
+    again = origin.release.bundle == live.release.bundle
+    if again:
+        ctx.reporter.warn(f"That bundle is live in {ref.app}:{ref.environment} already: answers will not change.")
     checks = judge_rollback(_situation(ctx, standing, origin, bundle, confirmed))
     if verdict_of(checks) != "pass":
         stopped = [c for c in checks if c.verdict != "pass" and not c.warning]
@@ -69,10 +72,11 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
         bundle=origin.release.bundle,
         bindings=live.release.bindings,
         reason=reason,
-        since=standing.now,
-        rollback_target=RollbackTarget(
-            bundle=live.release.bundle, epoch=live.promotion.epoch, serial=live.promotion.serial
-        ),
+        since=live.release.since if again else standing.now,
+        # Returning to what is live already must not make it its own target: the way back would be lost.
+        rollback_target=live.release.rollback_target
+        if again
+        else RollbackTarget(bundle=live.release.bundle, epoch=live.promotion.epoch, serial=live.promotion.serial),
     )
     released = commit_release(
         ctx,

@@ -62,21 +62,27 @@ def register(app: typer.Typer) -> None:
         change nothing. If someone else promotes first, the exit code is 5. On a terminal, prod asks to be confirmed;
         anywhere else it needs --confirm ENV.
         """
-        from bundlectl.actions.promote import load_plan
+        from bundlectl.actions.promote import Plan, load_plan
         from bundlectl.actions.promote import promote as act
+        from bundlectl.model.errors import GateNotPassed
 
         expected = load_plan(plan_file) if plan_file is not None and not plan else None
         context = session.context(signer=signer)
-        result = act(
-            context,
-            reference,
-            environment=to,
-            reason=reason,
-            bindings_file=bindings,
-            confirmed=confirm or (None if plan else session.ask_confirmation(to)),
-            plan_only=plan,
-            expected_plan=expected,
-        )
+        try:
+            result = act(
+                context,
+                reference,
+                environment=to,
+                reason=reason,
+                bindings_file=bindings,
+                confirmed=confirm or (None if plan else session.ask_confirmation(to)),
+                plan_only=plan,
+                expected_plan=expected,
+            )
+        except GateNotPassed as error:
+            if session.output == "text":
+                _plan(session.out, Plan.model_validate(error.details["plan"]))
+            raise
         if plan and plan_file is not None:
             plan_file.write_text(result.plan.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
         session.show(result, lambda out: promoted(out, result))
@@ -151,7 +157,7 @@ def register(app: typer.Typer) -> None:
     def renew(
         session: Session,
         environment: Env,
-        reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why.")] = "scheduled renewal",
+        reason: ReasonOption = "scheduled renewal",
         signer: SignerOption = None,
     ) -> None:
         """Give the live release a later expiry; nothing else changes. What a scheduled job does every day."""

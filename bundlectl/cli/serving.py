@@ -63,6 +63,14 @@ def register(app: typer.Typer) -> None:
             profile=profile,
         )
         session.show(result, lambda out: answered(out, session.err, result))
+        refused = result.answer.refused
+        if refused is not None and refused.code == "access_denied" and not scope and session.output == "text":
+            asked = ", ".join(result.receipt.scopes)
+            session.err.print(
+                f"asked for every scope of the task ({asked}); --scope names fewer, and --role another role",
+                style="dim",
+                markup=False,
+            )
 
     @verb(
         app,

@@ -38,9 +38,14 @@ class Session:
         """The console of stdout."""
         from rich.console import Console
 
+        class Out(Console):
+            def on_broken_pipe(self) -> None:
+                """Leave it to run_guarded: a reader that goes away is no failure."""
+                raise BrokenPipeError
+
         # Into a pipe or a file nothing is cut to the width of a terminal that is not there.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
-        return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
+        return Out(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
 
     @cached_property
     def err(self) -> Console:

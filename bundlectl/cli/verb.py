@@ -31,6 +31,9 @@ OutputOption = Annotated[
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.", show_default=False)]
 
+MAX_TEXT = 1_000
+"""What ``model.types.Text`` holds, in characters; written again so that ``--help`` loads no model."""
+
 SignerOption = Annotated[
     str | None,
     typer.Option(
@@ -40,8 +43,26 @@ SignerOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _reason(text: str) -> str:
+    """Refuse a reason that says nothing, or that no release can hold."""
+    if not text.strip():
+        raise typer.BadParameter("say why: it is what the person on call reads at night")
+    if len(text) > MAX_TEXT:
+        raise typer.BadParameter(f"{len(text)} characters; at most {MAX_TEXT:,} fit into a release")
+    return text
+
+
 ReasonOption = Annotated[
-    str, typer.Option("--reason", metavar="TEXT", help="Why. It is part of the release for ever.", show_default=False)
+    str,
+    typer.Option(
+        "--reason",
+        metavar="TEXT",
+        help="Why. It is part of the release for ever.",
+        show_default=False,
+        callback=_reason,
+    ),
 ]
 ConfirmOption = Annotated[
     str | None,

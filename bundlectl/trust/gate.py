@@ -327,7 +327,7 @@ def _rollback_target(situation: Situation) -> Check:
     if target is None:
         return Check(name, "inconclusive", "It is not known what this could be rolled back to.")
     if target.bundle is None:
-        return Check(name, "pass", "The first release here: there is nothing yet to go back to.")
+        return Check(name, "pass", "No other bundle was live here: there is nothing yet to go back to.")
     reference = f"{situation.app}@{target.bundle[:19]}"
     reason = situation.keyring.blocked(target.bundle)
     if reason is not None:

@@ -139,7 +139,7 @@ def test_knowing_nothing_passes_nothing() -> None:
         ({"lint": [("long-prompt", "x")]}, "lint:floating", PASS, ""),
         ({"lint": None}, "lint:floating", UNKNOWN, "not linted"),
         ({"rollback_target": None}, "rollback-target", UNKNOWN, "not known"),
-        ({"rollback_target": RollbackTarget(None)}, "rollback-target", PASS, "first release"),
+        ({"rollback_target": RollbackTarget(None)}, "rollback-target", PASS, "nothing yet to go back to"),
         ({"rollback_target": RollbackTarget(OTHER, None)}, "rollback-target", UNKNOWN, "not checked"),
         ({"rollback_target": RollbackTarget(OTHER, False)}, "rollback-target", FAIL, "bytes are gone"),
         ({"keyring": blocking(OTHER)}, "rollback-target", FAIL, "blocked"),
