@@ -23,6 +23,7 @@ from bundlectl.storage.store import KeyMissing, Store, Stored, Tag
 from bundlectl.trust.envelope import envelope_bytes, parse_envelope
 
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
+_HEX = 64
 _log = logging.getLogger(__name__)
 
 
@@ -99,7 +100,7 @@ class Registry:
             hex_prefix: 8 or more hex digits, with or without ``sha256:``.
 
         Raises:
-            NotFound: none does.
+            NotFound: none does; not asked for a whole digest, which reading it tells.
             UsageError: several do, or these are no 8 hex digits.
         """
         wanted = hex_prefix.removeprefix("sha256:")
@@ -107,6 +108,8 @@ class Registry:
             raise UsageError(
                 f"{hex_prefix!r} does not name a bundle.", fix="Give 8 to 64 lower-case hex digits of its digest."
             )
+        if len(wanted) == _HEX:  # nothing to complete, so nothing to list: whether it is there, reading it tells
+            return f"sha256:{wanted}"
         found = [name for name in self.bundles(app) if name.startswith(f"sha256:{wanted}")]
         if not found:
             raise NotFound(
