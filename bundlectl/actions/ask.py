@@ -119,10 +119,12 @@ def _served(ctx: Context, reference: str) -> tuple[str, Bundle, Bindings, Releas
         app, bundle = load_bundle(ctx, ref)
         return app, bundle, without_addresses(bundle), None
     keyring = open_trust(ctx)
-    head = releases_of(ctx).read_head(ref.app, ref.environment)
+    releases = releases_of(ctx)
+    head = releases.read_head(ref.app, ref.environment)
     if head is None:
         raise NotFound(f"Nothing is live in {ref}.", fix=f"bundlectl promote REF --to {ref.environment} --reason TEXT")
-    release = current(head.data, ref.app, ref.environment, keyring, ctx.clock())
+    release = current(head.data, ref.app, ref.environment, keyring, ctx.clock(), serving=True)
+    releases.check_newest(ref.app, ref.environment, head)
     for alarm in release.alarms:
         ctx.reporter.warn(alarm)
     bundle = ctx.registry.get_bundle(ref.app, release.release.bundle)

@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundlectl.actions.context import Context
-from bundlectl.actions.releasing import Released, commit_release, lineage, next_release, require_live, stand
+from bundlectl.actions.releasing import (
+    Released,
+    check_servable,
+    commit_release,
+    lineage,
+    next_release,
+    require_live,
+    stand,
+)
 from bundlectl.insight.diff import Setting, diff_settings
 from bundlectl.model.bindings import Bindings
+from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import GateNotPassed, UsageError
 from bundlectl.model.reference import parse_environment
 from bundlectl.model.types import Strict
@@ -43,7 +52,7 @@ def bind(
         confirmed: the environment's name, where its gate asks to confirm.
 
     Raises:
-        UsageError: nothing would change, or a model is not one of the bundle's.
+        UsageError: nothing would change, or the bindings do not fit the bundle.
         NotFound: nothing is live.
     """
     ref = parse_environment(reference)
@@ -60,10 +69,12 @@ def bind(
         from bundlectl.bundling.documents import load_document
 
         after = load_document(file, Bindings)
-    after = _switched(ctx, ref.app, live.release.bundle, after, disable, enable)
+    bundle = ctx.registry.get_bundle(ref.app, live.release.bundle)
+    after = _switched(bundle, after, disable, enable)
     changes = diff_settings("bindings", before.form(), after.form())
     if not changes:
         raise UsageError(f"{reference} already has these bindings; nothing was changed.")
+    check_servable(bundle, after, standing.keyring)
     release = next_release(
         ctx,
         standing,
@@ -87,13 +98,11 @@ def bind(
     return Bound(released=released, changes=changes)
 
 
-def _switched(
-    ctx: Context, app: str, bundle: str, bindings: Bindings, disable: Sequence[str], enable: Sequence[str]
-) -> Bindings:
+def _switched(bundle: Bundle, bindings: Bindings, disable: Sequence[str], enable: Sequence[str]) -> Bindings:
     """Switch models off and on, by their logical names."""
     if not disable and not enable:
         return bindings
-    known = ctx.registry.get_bundle(app, bundle).components.models
+    known = bundle.components.models
     for name in (*disable, *enable):
         if name not in known:
             raise UsageError(

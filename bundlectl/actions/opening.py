@@ -14,11 +14,13 @@ from bundlectl.model.reference import (
     SourceReference,
     parse_reference,
 )
-from bundlectl.registry.head import parse_head, place
+from bundlectl.registry.head import place
 from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry, Releases
+from bundlectl.resolver.chain import verify_former
 from bundlectl.resolver.keyrings import first_pin
 from bundlectl.resolver.keyrings import open_trust as open_chain_of
+from bundlectl.resolver.trusted import verify_head
 from bundlectl.trust.envelope import parse_envelope
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy, open_policy
@@ -102,6 +104,7 @@ def resolve_bundle(ctx: Context, reference: str | Reference) -> tuple[str, str]:
     Raises:
         NotFound: nothing is stored under it.
         UsageError: it is a source path whose bundle was not built into this registry.
+        VerificationFailed: the release that it names does not verify.
     """
     ref = parse_reference(reference) if isinstance(reference, str) else reference
     if isinstance(ref, BundleReference):
@@ -119,22 +122,30 @@ def resolve_bundle(ctx: Context, reference: str | Reference) -> tuple[str, str]:
 
 
 def live_or_former(ctx: Context, ref: EnvironmentReference) -> Entry:
-    """Give the release an environment reference names, as stored.
+    """Give the release an environment reference names, verified: people approve and promote what it names.
+
+    What is live is judged by the resolver's rules, past its expiry or not; a former release as of when it was live.
 
     Raises:
         NotFound: nothing is live there, or the serial never was.
+        VerificationFailed: the release does not verify, or an older head was put back.
     """
-    releases = releases_of(ctx)
+    releases, keyring = releases_of(ctx), open_trust(ctx)
+    where = {"app": ref.app, "environment": ref.environment, "registry_id": registry_id(keyring)}
     if ref.serial is not None:
-        return releases.release_at(ref.app, ref.environment, ref.serial)
+        entry = releases.release_at(ref.app, ref.environment, ref.serial)
+        for alarm in verify_former(entry.data, keyring=keyring, **where).alarms:
+            ctx.reporter.warn(alarm)
+        return entry
     state = releases.read_head(ref.app, ref.environment)
     if state is None:
         raise NotFound(
             f"Nothing is live in {ref}.",
             fix=f"bundlectl promote {ref.app}@sha256:… --to {ref.environment} --reason TEXT",
         )
-    release = parse_head(state.data, f"the head of {ref}")[1]
-    return Entry(place(release), state.data, state.digest, release, live=True)
+    live = verify_head(state.data, keyring=keyring, state=None, now=ctx.clock(), serving=False, **where)
+    releases.check_newest(ref.app, ref.environment, state)
+    return Entry(place(live.release), state.data, state.digest, live.release, live=True)
 
 
 def load_bundle(ctx: Context, reference: str | Reference) -> tuple[str, Bundle]:

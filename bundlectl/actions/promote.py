@@ -9,7 +9,16 @@ from typing import Literal
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import releases_of, resolve_bundle
-from bundlectl.actions.releasing import Released, Standing, commit_release, current, next_release, stand
+from bundlectl.actions.releasing import (
+    Released,
+    Standing,
+    check_servable,
+    commit_release,
+    current,
+    next_place,
+    next_release,
+    stand,
+)
 from bundlectl.bundling.lint import lint
 from bundlectl.model.attestation import Envelope
 from bundlectl.model.bindings import Bindings
@@ -101,13 +110,14 @@ def promote(
     target = _rollback_target(ctx, standing, bundle)
     situation = _situation(ctx, standing, bundle, evidence, target, confirmed)
     checks = judge(situation)
-    plan = _plan(standing, bundle, bindings, bindings_from, checks)
+    plan = _plan(standing, bundle, bindings, bindings_from, target, checks)
     if expected_plan is not None:
         _check_fresh(plan, expected_plan)
     if plan_only:
         return Promoted(plan=plan, released=None)
     if plan.verdict != "pass":
         raise _not_passed(plan)
+    check_servable(bundle, bindings, standing.keyring)
     release = next_release(
         ctx,
         standing,
@@ -224,11 +234,13 @@ def live_in_soak_environment(ctx: Context, standing: Standing) -> dict[str, tupl
     soak = standing.gate.soak
     if soak is None:
         return {}
-    head = releases_of(ctx).read_head(standing.app, soak.environment)
-    if head is None:
-        return {}
+    releases = releases_of(ctx)
     try:
+        head = releases.read_head(standing.app, soak.environment)
+        if head is None:
+            return {}
         found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
+        releases.check_newest(standing.app, soak.environment, head)
     except VerificationFailed as error:
         ctx.reporter.warn(f"{standing.app}:{soak.environment} does not verify: {error.what}")
         return None
@@ -241,23 +253,34 @@ def _since(standing: Standing, bundle: str) -> datetime:
     return standing.now
 
 
-def _plan(standing: Standing, bundle: Bundle, bindings: Bindings, bindings_from: str, checks: Sequence[Check]) -> Plan:
+def _plan(
+    standing: Standing,
+    bundle: Bundle,
+    bindings: Bindings,
+    bindings_from: str,
+    target: RollbackTarget | None,
+    checks: Sequence[Check],
+) -> Plan:
     planned = planned_checks(checks)
     live = standing.live.release if standing.live else None
     basis = {
+        "app": standing.app,
+        "environment": standing.environment,
         "head": standing.present.digest if standing.present else None,
         "bundle": bundle.digest,
         "bindings": digest(canonical(bindings.form())),
         "keyring": standing.keyring.digest,
         "policy": standing.policy.digest,
-        "checks": [[c.name, c.verdict, c.warning] for c in planned],
+        "rollback_target": target.form() if target else None,
+        # Whether it was confirmed is the caller's to say when it promotes; a plan is made before that.
+        "checks": [[c.name, c.verdict, c.warning] for c in planned if c.name != "confirm"],
     }
     return Plan(
         app=standing.app,
         environment=standing.environment,
         bundle=bundle.digest,
         replaces=live.bundle if live else None,
-        serial=live.serial + 1 if live else 1,
+        serial=next_place(standing).serial,
         bindings=digest(canonical(bindings.form())),
         bindings_from=bindings_from,
         checks=planned,
@@ -294,6 +317,8 @@ def _what_moved(plan: Plan, expected: Plan) -> str:
     moved = [
         f"{name} {old} -> {new}"
         for name, old, new in (
+            ("app", expected.app, plan.app),
+            ("environment", expected.environment, plan.environment),
             ("bundle", expected.bundle, plan.bundle),
             ("live bundle", expected.replaces, plan.replaces),
             ("serial", expected.serial, plan.serial),
@@ -303,7 +328,9 @@ def _what_moved(plan: Plan, expected: Plan) -> str:
     ]
     before = {c.name: _said(c) for c in expected.checks}
     moved += [
-        f"{c.name}: {before.get(c.name, 'absent')} -> {_said(c)}" for c in plan.checks if before.get(c.name) != _said(c)
+        f"{c.name}: {before.get(c.name, 'absent')} -> {_said(c)}"
+        for c in plan.checks
+        if before.get(c.name) != _said(c) and c.name != "confirm"
     ]
     return "; ".join(moved) or "The keyring, the policy or the head has other bytes."
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bundlectl.actions.context import Context
-from bundlectl.model.errors import NotFound
+from bundlectl.model.errors import NotFound, UsageError
 from bundlectl.model.receipt import Receipt
 from bundlectl.model.types import Strict
 from bundlectl.receipts.reader import find, recent
@@ -25,16 +25,26 @@ def find_receipt(ctx: Context, receipt: str) -> Receipt:
         NotFound: there is none.
         UsageError: several begin so.
     """
+    found: list[Receipt] = []
     for folder in _folders(ctx):
         try:
-            return find(folder, receipt, on_damage=_damaged(ctx))
+            found.append(find(folder, receipt, on_damage=_damaged(ctx)))
         except NotFound:
             continue
-    raise NotFound(
-        f"There is no receipt {receipt!r}.",
-        why=f"Receipts are kept beside {ctx.registry_url}.",
-        fix="List the newest: bundlectl receipts list",
-    )
+    whole = [one for one in found if one.id == receipt]
+    if len(whole or found) > 1:
+        raise UsageError(
+            f"{len(found)} apps have a receipt that begins with {receipt}.",
+            why=", ".join(f"{one.id} of {one.release.app}" for one in found),
+            fix="Give more of the id.",
+        )
+    if not found:
+        raise NotFound(
+            f"There is no receipt {receipt!r}.",
+            why=f"Receipts are kept beside {ctx.registry_url}.",
+            fix="List the newest: bundlectl receipts list",
+        )
+    return (whole or found)[0]
 
 
 def list_receipts(

@@ -16,15 +16,18 @@ from bundlectl.actions.opening import open_current_policy, open_trust, registry_
 from bundlectl.model.attestation import PAYLOAD_TYPE as STATEMENT_PAYLOAD_TYPE
 from bundlectl.model.attestation import RELEASE, Envelope
 from bundlectl.model.bindings import Bindings
+from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical
-from bundlectl.model.errors import NotFound
+from bundlectl.model.errors import NotFound, UsageError
+from bundlectl.model.fitting import misfits
 from bundlectl.model.keyring import Gate, Role
 from bundlectl.model.reference import EnvironmentReference
 from bundlectl.model.release import Action, Head, Release, RollbackTarget
 from bundlectl.model.types import Strict, format_time, seconds
+from bundlectl.registry.layout import Place
 from bundlectl.registry.releases import HeadState
 from bundlectl.resolver.chain import verify_former
-from bundlectl.resolver.trusted import VerifiedRelease, verify_head
+from bundlectl.resolver.trusted import VerifiedRelease, check_unblocked, verify_head
 from bundlectl.trust.envelope import make_statement, seal
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy
@@ -89,8 +92,10 @@ def former(data: bytes, app: str, environment: str, keyring: VerifiedKeyring) ->
     return verify_former(data, app=app, environment=environment, registry_id=registry_id(keyring), keyring=keyring)
 
 
-def current(data: bytes, app: str, environment: str, keyring: VerifiedKeyring, now: datetime) -> VerifiedRelease:
-    """Run the resolver's rules on a head; past its expiry is told, not refused."""
+def current(
+    data: bytes, app: str, environment: str, keyring: VerifiedKeyring, now: datetime, *, serving: bool = False
+) -> VerifiedRelease:
+    """Run the resolver's rules on a head; past its expiry is told, and refused by policy only when ``serving``."""
     return verify_head(
         data,
         app=app,
@@ -99,7 +104,7 @@ def current(data: bytes, app: str, environment: str, keyring: VerifiedKeyring, n
         keyring=keyring,
         state=None,
         now=now,
-        serving=False,
+        serving=serving,
     )
 
 
@@ -116,6 +121,31 @@ def require_live(standing: Standing) -> tuple[HeadState, VerifiedRelease]:
             fix=f"bundlectl promote {standing.app}@sha256:… --to {standing.environment} --reason TEXT",
         )
     return standing.present, standing.live
+
+
+def next_place(standing: Standing) -> Place:
+    """Give the place of the release that would follow: serials start again with an epoch."""
+    live = standing.live.release if standing.live else None
+    epoch = standing.keyring.epoch(standing.app, standing.environment)
+    return Place(epoch, live.serial + 1 if live is not None and live.epoch == epoch else 1)
+
+
+def check_servable(bundle: Bundle, bindings: Bindings, keyring: VerifiedKeyring) -> None:
+    """Refuse to make live what every resolver would refuse to load: they would go on with what they have.
+
+    Raises:
+        Blocked: root has blocked a part of the bundle or a snapshot that it pins.
+        UsageError: the bindings do not fit the bundle.
+    """
+    check_unblocked(bundle, keyring)
+    parts = bundle.components
+    problems = misfits(bindings, parts)
+    if problems:
+        raise UsageError(
+            f"The bindings do not fit {parts.application.app}@{bundle.digest}; nothing was changed.",
+            why="; ".join(problems),
+            fix="Correct the environment's file and name it with --bindings FILE.",
+        )
 
 
 def expiry(gate: Gate, now: datetime) -> datetime | None:
@@ -138,17 +168,15 @@ def next_release(
     rollback_target: RollbackTarget | None,
 ) -> Release:
     """Write the release that would follow the present one."""
-    live = standing.live.release if standing.live else None
-    epoch = standing.keyring.epoch(standing.app, standing.environment)
-    same_epoch = live is not None and live.epoch == epoch
+    at = next_place(standing)
     signer = ctx.signer(role)
     actor = standing.keyring.signing_principal(signer, role, standing.app, standing.environment)
     return Release(
         registry=registry_id(standing.keyring),
         app=standing.app,
         environment=standing.environment,
-        epoch=epoch,
-        serial=live.serial + 1 if live is not None and same_epoch else 1,
+        epoch=at.epoch,
+        serial=at.serial,
         previous=standing.present.digest if standing.present else None,
         action=action,
         bundle=bundle,

@@ -12,9 +12,19 @@ from bundlectl.actions.promote import (
     pinned_snapshots,
     planned_checks,
 )
-from bundlectl.actions.releasing import Released, Standing, commit_release, former, next_release, require_live, stand
+from bundlectl.actions.releasing import (
+    Released,
+    Standing,
+    check_servable,
+    commit_release,
+    former,
+    next_release,
+    require_live,
+    stand,
+)
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import GateNotPassed, UsageError, VerificationFailed
+from bundlectl.model.fitting import returning
 from bundlectl.model.reference import parse_environment
 from bundlectl.model.release import RollbackTarget
 from bundlectl.model.types import Strict
@@ -34,7 +44,7 @@ class RolledBack(Strict):
 
 
 def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None = None) -> RolledBack:
-    """Make the bundle of an earlier release live again.
+    """Make the bundle of an earlier release live again, with the bindings that are live as far as they fit it.
 
     Args:
         ctx: the context.
@@ -64,13 +74,15 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
             why="; ".join(f"{c.name}: {c.why}" for c in stopped),
             fix="; ".join(dict.fromkeys(c.fix for c in stopped if c.fix)) or "Name another release: APP:ENV@SERIAL",
         )
+    bindings, changes = returning(live.release.bindings, origin.release.bindings, bundle.components)
+    check_servable(bundle, bindings, standing.keyring)
     release = next_release(
         ctx,
         standing,
         "promoter",
         action="rollback",
         bundle=origin.release.bundle,
-        bindings=live.release.bindings,
+        bindings=bindings,
         reason=reason,
         since=live.release.since if again else standing.now,
         # Returning to what is live already must not make it its own target: the way back would be lost.
@@ -86,7 +98,7 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
         origins=[origin.head.release],
         evidence=origin.head.evidence,
         policies=[standing.policy.envelope, origin.promotion_policy.envelope],
-        warnings=_warnings(planned_checks(checks)),
+        warnings=[*_warnings(planned_checks(checks)), *(f"bindings: {change}" for change in changes)],
     )
     return RolledBack(checks=planned_checks(checks), released=released, returned_to=entry.release.serial)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from bundlectl.router.router import Router
 from bundlectl.trust.keyring import VerifiedKeyring
 
 RECEIPT_KEY_FILE = "receipt.key"
+RECEIPT_KEY_BYTES = 32
 
 
 class Discarded:
@@ -63,23 +65,41 @@ def input_key(ctx: Context) -> bytes:
     """Give the key that input digests are made with; made once for the workspace, so that receipts compare.
 
     Raises:
-        UsageError: it is there and cannot be read, or cannot be written.
+        UsageError: it is there and cannot be read or is no key, or cannot be written.
     """
     file = ctx.workspace / RECEIPT_KEY_FILE
     try:
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as out:
-                out.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass  # another process made it first; its key is the one
+            _make_key(file)
     except OSError as error:
         raise UsageError(f"The receipt key {file} cannot be made.", why=str(error)) from error
     try:
-        return file.read_bytes()
+        key = file.read_bytes()
     except OSError as error:
         raise UsageError(f"The receipt key {file} cannot be read.", why=str(error)) from error
+    if len(key) != RECEIPT_KEY_BYTES:
+        raise UsageError(
+            f"The receipt key {file} has {len(key)} bytes, and not {RECEIPT_KEY_BYTES}.",
+            why="With a shorter key, short questions could be guessed from their digests in receipts.",
+            fix="Restore it; or remove it: a new one is made, and older receipts compare no more by their inputs.",
+        )
+    return key
+
+
+def _make_key(file: Path) -> None:
+    """Make the key appear whole: a process that looks at the same time finds all of it or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".receipt-key-")  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(secrets.token_bytes(RECEIPT_KEY_BYTES))
+            out.flush()
+            os.fsync(out.fileno())
+        os.link(name, file)
+    except FileExistsError:
+        pass  # another process made it first; its key is the one
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 @asynccontextmanager

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from bundlectl.model.canonical import digest, hex_of
 from bundlectl.model.components import Retrieval
 from bundlectl.model.documents import IndexPointer, Snapshot
-from bundlectl.model.errors import BackendUnavailable, BundlectlError, NotFound
+from bundlectl.model.errors import BackendUnavailable, BundlectlError, NotFound, VerificationFailed
+from bundlectl.model.types import format_time
 from bundlectl.registry.layout import index_folder
 from bundlectl.registry.pointers import parse_snapshot, read_pointer, verify_pointer
 from bundlectl.router.assemble import LiveIndex, OpenIndex
@@ -57,6 +58,7 @@ class Indexes:
         self._cache = cache
         self._refresh = refresh
         self._warn = on_warning
+        self._believed: dict[tuple[str, str], tuple[IndexPointer, bytes]] = {}
 
     async def open(self, app: str, retrieval: Retrieval, address: str | None, embedder: Embedder | None) -> LiveIndex:
         """Open what a retrieval names: one snapshot for good, or whatever is newest.
@@ -71,7 +73,11 @@ class Indexes:
             return opened
         first = await asyncio.to_thread(self._newest, app, retrieval.index, address, embedder)
         return _Followed(
-            first, lambda: self._newest(app, retrieval.index, address, embedder), self._refresh, self._warn
+            first,
+            lambda: self._newest(app, retrieval.index, address, embedder),
+            lambda snapshot: self._keyring().blocked(snapshot),
+            self._refresh,
+            self._warn,
         )
 
     def _pinned(self, app: str, retrieval: Retrieval, address: str | None, embedder: Embedder | None) -> OpenIndex:
@@ -92,15 +98,41 @@ class Indexes:
         return opened
 
     def _pointer(self, app: str, index: str) -> tuple[IndexPointer, bytes]:
+        """Give the newest pointer that was ever believed here: an older one put back brings no old documents back."""
+        keyring = self._keyring()
         try:
-            return read_pointer(self._registry, self._keyring(), app, index)
+            found = read_pointer(self._registry, keyring, app, index)
         except (BackendUnavailable, NotFound):
             # Away, or its folder moved: what was believed before is on disk, and is verified again.
-            file = self._pointer_file(app, index)
-            if self._cache is None or not file.is_file():
+            kept = self._kept_pointer(keyring, app, index)
+            if kept is None:
                 raise
-            data = file.read_bytes()
-            return verify_pointer(data, self._keyring(), app, index), data
+            return kept
+        try:
+            kept = self._kept_pointer(keyring, app, index)
+        except (VerificationFailed, BackendUnavailable) as error:
+            self._warn(f"the pointer of index {index} that was kept does not count any more: {error.what}")
+            kept = None
+        if kept is not None and found[0].checked < kept[0].checked:
+            self._warn(
+                f"an older pointer of index {index} was put back: of {format_time(found[0].checked)}, and one of "
+                f"{format_time(kept[0].checked)} was believed before, which goes on serving"
+            )
+            found = kept
+        self._believed[app, index] = found
+        return found
+
+    def _kept_pointer(self, keyring: VerifiedKeyring, app: str, index: str) -> tuple[IndexPointer, bytes] | None:
+        """Give what was believed last, verified again: in this process, else what is on disk."""
+        data = self._believed[app, index][1] if (app, index) in self._believed else None
+        if data is None and self._cache is not None:
+            try:
+                data = self._pointer_file(app, index).read_bytes()
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise BackendUnavailable(f"The kept pointer of {index} cannot be read.", why=str(error)) from error
+        return (verify_pointer(data, keyring, app, index), data) if data is not None else None
 
     def _open(
         self,
@@ -153,30 +185,56 @@ class _Followed:
     """The newest state of an index. Reading it is plain; now and then it also starts a look for a newer one."""
 
     def __init__(
-        self, first: OpenIndex, newest: Callable[[], OpenIndex], refresh: float, warn: Callable[[str], None]
+        self,
+        first: OpenIndex,
+        newest: Callable[[], OpenIndex],
+        blocked: Callable[[str], str | None],
+        refresh: float,
+        warn: Callable[[str], None],
     ) -> None:
         self._now = first
         self._newest = newest
+        self._blocked = blocked
+        self._refused: str | None = None
         self._every = refresh
         self._looked = time.monotonic()
         self._looking: asyncio.Task[None] | None = None
         self._warn = warn
 
     def current(self) -> OpenIndex:
-        """Give the state to search now."""
+        """Give the state to search now.
+
+        Raises:
+            BackendUnavailable: root has blocked it, and there is no newer one yet.
+        """
         if self._looking is None and time.monotonic() - self._looked >= self._every:
             self._looking = asyncio.get_running_loop().create_task(self._look())
+        if self._refused is not None:
+            raise BackendUnavailable(
+                "Root has blocked the documents that were served.",
+                why=self._refused,
+                fix="Build the index again, without what was wrong: bundlectl index build FILE",
+            )
         return self._now
 
     async def _look(self) -> None:
         try:
             self._now = await asyncio.to_thread(self._newest)
+            self._refused = None
         except BundlectlError as error:
             # What is served was verified; a newer state that cannot be had is told and tried again later.
             self._warn(f"a newer state of the index cannot be had: {error.what}")
+            await self._check_unblocked()
         finally:
             self._looked = time.monotonic()
             self._looking = None
+
+    async def _check_unblocked(self) -> None:
+        """Stop serving what root has blocked since it was opened."""
+        try:
+            self._refused = await asyncio.to_thread(self._blocked, self._now.snapshot)
+        except BundlectlError as error:
+            self._warn(f"whether the index is blocked cannot be told: {error.what}")
 
 
 def _put(file: Path, data: bytes) -> None:

@@ -151,7 +151,7 @@ class Server:
         loaded = [one for one in self._served if one.loaded() is not None]
         if not loaded:
             raise _http(503, "not_ready", "No release is loaded here.", fix="See /readyz.")
-        local = _arrived_locally(scope)
+        local = _arrived_locally(scope) and _named_locally(headers)
         found = [one for one in loaded if self._identity(one, headers, local=local) is not None]
         if not found:
             raise _http(
@@ -163,7 +163,8 @@ class Server:
         request = _contract(body)
         one = self._choose(request, found, _header(headers, b"x-app"))
         identity = self._identity(one, headers, local=local)
-        assert identity is not None
+        if identity is None:
+            raise _http(503, "not_ready", "The release changed while the request was read.", fix="Send it again.")
         try:
             if b"text/event-stream" in (_header(headers, b"accept") or b""):
                 await _stream(one.router, request, identity, receive, send)
@@ -244,6 +245,15 @@ def _arrived_locally(scope: Scope) -> bool:
     """Say whether the request came in at a loopback address or a Unix socket."""
     server = scope.get("server")
     return server is not None and (server[1] is None or _is_loopback(server[0]))
+
+
+def _named_locally(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Say whether the caller itself named this machine: a web page that rebinds its own name to it did not."""
+    host = _header(headers, b"host")
+    if host is None:
+        return True
+    name = host.decode("latin-1").strip()
+    return _is_loopback(name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0])
 
 
 async def _read(headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes | None:

@@ -24,7 +24,7 @@ from tests.benchmarks.measure import Effort, Result, paired
 from tests.support.answering import contract
 
 CONNECTIONS = 32
-HEAD = b"POST /v1/requests HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+HEAD = b"POST /v1/requests HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 TICK = os.sysconf("SC_CLK_TCK")
 
 

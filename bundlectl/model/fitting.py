@@ -1,0 +1,59 @@
+"""Whether bindings fit a bundle: a bundle holds logical names, and bindings speak of them."""
+
+from __future__ import annotations
+
+from bundlectl.model.bindings import Bindings
+from bundlectl.model.bundle import Components
+
+
+def misfits(bindings: Bindings, parts: Components) -> list[str]:
+    """Say what keeps a bundle from being served with bindings; empty: nothing that can be told without a network."""
+    indexes = {retrieval.index for retrieval in parts.retrieval.values()}
+    problems = [
+        f"they name the {what} {name}, which the bundle does not have (it has {', '.join(sorted(known)) or 'none'})"
+        for what, named, known in (
+            ("model", {*bindings.models, *bindings.disabled_models}, set(parts.models)),
+            ("index", set(bindings.indexes), indexes),
+        )
+        for name in sorted(named - known)
+    ]
+    for name in sorted({route.model for route in parts.routes.routes.values()} - set(bindings.disabled_models)):
+        bound = bindings.models.get(name)
+        if parts.models[name].provider == "openai" and (bound is None or bound.base_url is None):
+            problems.append(f"the model {name} has no base_url, and is not among disabled_models")
+    return problems
+
+
+def returning(live: Bindings, then: Bindings, parts: Components) -> tuple[Bindings, list[str]]:
+    """Give the live bindings as far as they speak of what an earlier bundle has; what it needs besides is as it was.
+
+    What was switched or moved since then stays so: a model disabled at night is not enabled by a rollback.
+
+    Args:
+        live: the bindings of the release that is left.
+        then: those of the promotion that is returned to.
+        parts: the components of the bundle that is returned to.
+
+    Returns:
+        The bindings, and a line for each that was left out or taken from then.
+    """
+    indexes = {retrieval.index for retrieval in parts.retrieval.values()}
+    models = {name: bound for name, bound in live.models.items() if name in parts.models}
+    places = {name: place for name, place in live.indexes.items() if name in indexes}
+    disabled = [name for name in live.disabled_models if name in parts.models]
+    gone = {*live.models, *live.disabled_models} - set(parts.models) | set(live.indexes) - indexes
+    old_models = {n: b for n, b in then.models.items() if n in parts.models and n not in live.models}
+    old_places = {n: p for n, p in then.indexes.items() if n in indexes and n not in live.indexes}
+    # Off when it was last live here, and nothing was bound to it since: it may have no address at all.
+    old_off = [n for n in then.disabled_models if n in parts.models and n not in {*live.models, *disabled}]
+    bindings = live.model_copy(
+        update={
+            "models": models | old_models,
+            "indexes": places | old_places,
+            "disabled_models": [*disabled, *old_off],
+        }
+    )
+    changes = [f"{name} is left out: the bundle does not have it" for name in sorted(gone)]
+    changes += [f"{name} is bound as it was then" for name in sorted({*old_models, *old_places})]
+    changes += [f"{name} stays disabled, as it was then" for name in sorted(old_off)]
+    return bindings, changes
