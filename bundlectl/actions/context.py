@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse
 from bundlectl.model.errors import UsageError
 
 if TYPE_CHECKING:
+    from bundlectl.registry.located import Located
     from bundlectl.registry.registry import Registry
     from bundlectl.trust.signers import Signer
 
@@ -71,7 +72,7 @@ class Context:
     """What an action works with.
 
     Args:
-        registry_url: a folder, ``file://…``, or what :func:`bundlectl.storage.store.open_store` takes.
+        registry_url: a folder, ``file://…``, ``s3://…``, or ``ssm:/bundlectl/<name>``, where Parameter Store says.
         clock: gives the present time, UTC.
         new_id: gives an identifier that was never given before.
         reporter: where talk goes.
@@ -89,6 +90,7 @@ class Context:
     signer_uri: str | None = None
     passphrase: Callable[[str], bytes] | None = None
     trust_first_use: bool = False
+    _located: Located | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def registry_folder(self) -> Path | None:
@@ -103,12 +105,30 @@ class Context:
         folder = self.registry_folder
         return folder.absolute().parent if folder is not None else Path(".bundlectl").absolute()
 
+    def locate(self, *expected: tuple[str, str]) -> Located:
+        """Find the registry, once.
+
+        Args:
+            expected: (app, environment) pairs whose witnesses will be asked for; Parameter Store gives them in the
+                same call, if this is the first.
+
+        Raises:
+            UsageError: the address is not one.
+            NotFound, VerificationFailed, BackendUnavailable: see :func:`bundlectl.registry.located.locate`.
+        """
+        if self._located is None:
+            from bundlectl.registry.located import locate
+
+            self._located = locate(self.registry_url, expected)
+        return self._located
+
     @cached_property
     def registry(self) -> Registry:
         """The registry.
 
         Raises:
             UsageError: a folder registry that does not exist, or a URL this version has no store for.
+            NotFound, VerificationFailed, BackendUnavailable: see :meth:`locate`.
         """
         from bundlectl.registry.registry import Registry
         from bundlectl.storage.store import open_store
@@ -120,7 +140,7 @@ class Context:
                 fix="`bundlectl init DIR --app NAME` makes one; --registry or BUNDLECTL_REGISTRY names another.",
                 details={"registry": str(folder)},
             )
-        return Registry(open_store(self.registry_url))
+        return Registry(open_store(self.locate().url))
 
     def signer(self, role: str) -> Signer:
         """Open the key that signs as ``role``.

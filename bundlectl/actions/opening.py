@@ -38,13 +38,23 @@ def read_pin(ctx: Context) -> str:
 
     Raises:
         UsageError: there is no pin, and first use was not allowed to make one.
+        VerificationFailed: Parameter Store and this machine name different pins.
     """
-    named = ctx.environ.get("BUNDLECTL_PIN")
-    if named:
-        return named.strip()
     file = pin_file(ctx)
-    if file.is_file():
-        return file.read_text(encoding="utf-8").strip()
+    named = ctx.environ.get("BUNDLECTL_PIN", "").strip()
+    if not named and file.is_file():
+        named = file.read_text(encoding="utf-8").strip()
+    locator = ctx.locate().locator
+    if locator is not None and named not in ("", locator.pin):
+        raise VerificationFailed(
+            f"{ctx.registry_url} names another pin than this machine.",
+            why=f"Parameter Store has {locator.pin}; BUNDLECTL_PIN or {file} has {named}.",
+            fix="Ask whoever keeps the keyring which is right, and correct the other.",
+        )
+    if locator is not None:
+        return locator.pin
+    if named:
+        return named
     if ctx.trust_first_use and ctx.registry_folder is not None:
         pin = first_pin(ctx.registry)
         file.write_text(pin + "\n", encoding="utf-8")
@@ -64,7 +74,15 @@ def open_trust(ctx: Context) -> VerifiedKeyring:
         NotFound: the registry has no keyring.
         VerificationFailed: a version is missing, breaks a rule, or was rotated by too few.
     """
-    return open_chain_of(ctx.registry, read_pin(ctx))
+    keyring = open_chain_of(ctx.registry, read_pin(ctx))
+    locator = ctx.locate().locator
+    if locator is not None and keyring.registry not in (None, locator.registry):
+        raise VerificationFailed(
+            f"{ctx.registry_url} leads to another registry than it says.",
+            why=f"It says {locator.registry}; the registry at {locator.url} is {keyring.registry}.",
+            fix="Its administrator corrects it: bundlectl registry locate.",
+        )
+    return keyring
 
 
 def registry_id(keyring: VerifiedKeyring) -> str:

@@ -18,14 +18,16 @@ from bundlectl.model.attestation import RELEASE, Envelope
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical
-from bundlectl.model.errors import NotFound, UsageError
+from bundlectl.model.errors import BackendUnavailable, NotFound, UsageError
 from bundlectl.model.fitting import misfits
 from bundlectl.model.keyring import Gate, Role
 from bundlectl.model.reference import EnvironmentReference
 from bundlectl.model.release import Action, Head, Release, RollbackTarget
 from bundlectl.model.types import Strict, format_time, seconds
+from bundlectl.registry.head import parse_head, place
 from bundlectl.registry.layout import Place
 from bundlectl.registry.releases import HeadState
+from bundlectl.registry.witness import Witness, check_witness
 from bundlectl.resolver.chain import verify_former
 from bundlectl.resolver.trusted import VerifiedRelease, check_unblocked, verify_head
 from bundlectl.trust.envelope import make_statement, seal
@@ -70,17 +72,26 @@ def stand(ctx: Context, app: str, environment: str) -> Standing:
 
     Raises:
         NotFound: the app's policy does not name the environment.
-        VerificationFailed: the live head does not verify.
+        VerificationFailed: the live head does not verify, or a witness says that it was put back.
     """
+    # Before head: a release that is made meanwhile then is only ever ahead of its witness.
+    witness = ctx.locate((app, environment)).witness(app, environment)
     keyring = open_trust(ctx)
     policy = open_current_policy(ctx, keyring, app)
     gate = policy.gate(environment)
     present = releases_of(ctx).read_head(app, environment)
+    check_witness(witness, *_place_of(present, app, environment), app, environment)
     now = ctx.clock()
     live = former(present.data, app, environment, keyring) if present else None
     for alarm in live.alarms if live else ():
         ctx.reporter.warn(alarm)
     return Standing(app, environment, keyring, policy, gate, present, live, now)
+
+
+def _place_of(present: HeadState | None, app: str, environment: str) -> tuple[Place | None, str | None]:
+    if present is None:
+        return None, None
+    return place(parse_head(present.data, f"the head of {app}:{environment}")[1]), present.digest
 
 
 def former(data: bytes, app: str, environment: str, keyring: VerifiedKeyring) -> VerifiedRelease:
@@ -222,6 +233,7 @@ def commit_release(
         now=standing.now,
     )
     committed = releases_of(ctx).commit(standing.app, standing.environment, standing.present, data)
+    untold = _bear_witness(ctx, release, committed.digest)
     return Released(
         app=release.app,
         environment=release.environment,
@@ -235,8 +247,23 @@ def commit_release(
         actor=release.actor,
         time=format_time(release.time),
         expires=format_time(release.expires) if release.expires else None,
-        warnings=list(warnings),
+        warnings=[*warnings, *untold],
     )
+
+
+def _bear_witness(ctx: Context, release: Release, digest: str) -> list[str]:
+    """Tell Parameter Store what is live now. That it could not be told changes nothing: the release is live."""
+    try:
+        witness = Witness(epoch=release.epoch, serial=release.serial, digest=digest)
+        ctx.locate().bear_witness(release.app, release.environment, witness)
+    except BackendUnavailable as error:
+        warning = (
+            f"release {release.serial} of {release.app}:{release.environment} is live; its witness was not written: "
+            f"{error.what} {error.why} The next release writes it."
+        )
+        ctx.reporter.warn(warning)
+        return [warning]
+    return []
 
 
 def head_bytes(
