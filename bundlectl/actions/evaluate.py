@@ -4,30 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
-from bundlectl.actions.context import Context, Progress
+from bundlectl.actions.baselines import (
+    Baseline,
+    Look,
+    baseline_rows_of,
+    candidates_tried,
+    find_baseline,
+    fitted,
+    looks,
+    measuring,
+    rows_of,
+    same_exam,
+    stored_rows,
+)
+from bundlectl.actions.context import Context
 from bundlectl.actions.opening import load_bundle, open_trust
 from bundlectl.actions.routing import router_of, without_addresses
 from bundlectl.bundling.checks import find_suites
+from bundlectl.evaluation.comparison import compare
 from bundlectl.evaluation.journal import Journal, journal_key
-from bundlectl.evaluation.report import CaseResult, Report, make_report, report_bytes
+from bundlectl.evaluation.report import Beside, CaseResult, Report, make_report, report_bytes
 from bundlectl.evaluation.result import summarise
-from bundlectl.evaluation.runner import run
+from bundlectl.evaluation.runner import Budget, Side, run_sides
+from bundlectl.evaluation.statistics import look_alpha
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
-from bundlectl.model.attestation import EVALUATION, PAYLOAD_TYPE, EvaluationResult
+from bundlectl.model.attestation import EVALUATION, PAYLOAD_TYPE, Comparison, EvaluationResult
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import UsageError
 from bundlectl.model.reference import SourceReference, parse_reference
 from bundlectl.model.types import Strict
-from bundlectl.router.identity import LOCAL
+from bundlectl.router.identity import LOCAL, Identity
 from bundlectl.trust.envelope import make_statement, seal
 
 
 class Evaluated(Strict):
-    """What eval returns. ``attestation`` is absent when the bundle is not stored or nobody signed."""
+    """What eval returns.
+
+    ``attestation`` is absent when the bundle is not stored, nobody signed, or the suite was not run to its end: the
+    newest result counts at a gate, and part of a suite says nothing there.
+    """
 
     app: str
     bundle: str
@@ -37,133 +59,302 @@ class Evaluated(Strict):
     note: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to evaluate.
+
+    ``baseline``: a bundle or an environment to compare with. ``repeats``: how often each case is asked; by default as
+    the suite says. ``max_cost``: US dollars after which no further row is begun. ``only``: ids or patterns of the
+    cases to run; such a run never passes. ``sign``: False to attach nothing. ``fresh``: forget what an interrupted
+    run measured.
+    """
+
+    concurrency: int = 8
+    only: Sequence[str] = ()
+    sign: bool = True
+    fresh: bool = False
+    baseline: str | None = None
+    repeats: int | None = None
+    max_cost: float | None = None
+
+
 def evaluate(
     ctx: Context,
     reference: str,
     *,
     suite: Path | None = None,
     bindings_file: Path | None = None,
-    concurrency: int = 8,
-    only: Sequence[str] = (),
-    sign: bool = True,
-    fresh: bool = False,
+    settings: Settings | None = None,
 ) -> list[Evaluated]:
-    """Measure a bundle by a suite, or by every suite that it names.
+    """Measure a bundle by a suite, or by every suite that it names; beside a baseline where one is named.
 
-    A run that is interrupted keeps what it measured and goes on from there. A stored bundle gets a signed
-    result attached to its digest; a source that was not built is measured and nothing is attached.
+    A run that is interrupted, or stopped by its cost, keeps what it measured and goes on from there. A stored bundle
+    gets a signed result attached to its digest; a source that was not built is measured and nothing is attached.
+    Evaluating a digest again adds to what was measured of it, and never replaces it.
 
     Args:
         ctx: the context; its signer must be an evaluator of the app.
         reference: a stored bundle, an environment, or a source path.
         suite: the suite file; by default each suite the bundle names, found beside its source.
-        bindings_file: bindings to run with; by default none, and models that need an address are skipped.
-        concurrency: cases under way at once.
-        only: ids or patterns of the cases to run; such a run never passes, and nothing is attached.
-        sign: False to attach nothing.
-        fresh: forget what an interrupted run measured.
+        bindings_file: bindings to run with, baseline and candidate alike; by default those that an environment named
+            as the baseline is live with; else none, and models that need an address are skipped.
+        settings: how.
 
     Raises:
         SourceError: suite or dataset is not right.
-        UsageError: no suite was named or found, or the key is not an evaluator's.
+        UsageError: no suite was named or found, the baseline is another app's, or the key is not an evaluator's.
     """
+    settings = settings or Settings()
     app, bundle = load_bundle(ctx, reference)
-    bindings = _bindings(bindings_file, bundle)
-    if bindings.disabled_models and bindings_file is None:
+    baseline = find_baseline(ctx, settings.baseline, app) if settings.baseline is not None else None
+    bindings, baseline = _bindings(bindings_file, bundle, baseline)
+    if bindings_file is None and bindings.disabled_models and bindings == without_addresses(bundle):
         skipped = ", ".join(bindings.disabled_models)
         ctx.reporter.say(f"without --bindings, models that need an address are skipped: {skipped}")
     found = []
     for file in [suite] if suite is not None else _named_suites(reference, bundle):
         loaded = read_suite(file)
-        found.append(
-            _one(ctx, app, bundle, bindings, loaded.only(only) if only else loaded, concurrency, sign=sign, fresh=fresh)
-        )
+        for warning in loaded.undecidable():
+            ctx.reporter.warn(warning)
+        loaded = loaded.only(settings.only) if settings.only else loaded
+        found.append(_Evaluation(ctx, app, bundle, bindings, baseline, loaded, settings).run())
     return found
 
 
-def _one(
-    ctx: Context,
-    app: str,
-    bundle: Bundle,
-    bindings: Bindings,
-    loaded: LoadedSuite,
-    concurrency: int,
-    *,
-    sign: bool,
-    fresh: bool,
-) -> Evaluated:
-    stored = ctx.registry.has_bundle(app, bundle.digest)
-    # A part of the suite is for looking: attached, it would be the newest result and close the gate.
-    signer = ctx.signer("evaluator") if sign and stored and loaded.whole else None
-    actor = open_trust(ctx).signing_principal(signer, "evaluator", app, None) if signer else "unsigned"
-    bound = digest(canonical(bindings.form()))
-    started = ctx.clock()
-    key = journal_key(loaded, bundle=bundle.digest, bindings=bound)
-    with Journal(ctx.workspace / "journals", key) as journal:
-        if fresh:
-            journal.finished.clear()
-        if journal.finished:
-            ctx.reporter.say(f"going on: {len(journal.finished)} of {len(loaded.chosen)} cases were measured before")
-        with ctx.reporter.progress(f"{loaded.suite.name}", len(loaded.chosen)) as bar:
-            results = asyncio.run(_measure(ctx, app, bundle, bindings, loaded, concurrency, journal, bar))
-        report = make_report(loaded, results, bundle=bundle.digest, bindings=bound)
-        result = summarise(
-            loaded,
-            results,
-            bindings=bound,
-            actor=actor,
-            started=started,
-            finished=ctx.clock(),
-            report=digest(report_bytes(report)),
-        )
-        attestation: str | None = None
-        if signer is not None:
-            ctx.registry.put_blob(app, report_bytes(report))
-            statement = make_statement(app, bundle.digest, EVALUATION, result.form())
-            envelope = seal(statement, PAYLOAD_TYPE, [signer])
-            attestation = ctx.registry.attach(app, bundle.digest, "evaluation", envelope)
-        journal.discard()
-    note = ""
-    if not stored:
-        note = "the bundle is not in the registry, so nothing was attached to it"
-    elif not loaded.whole:
-        note = "only some cases were run, so nothing was attached to the bundle"
-    return Evaluated(app=app, bundle=bundle.digest, result=result, report=report, attestation=attestation, note=note)
+class _Evaluation:
+    """One bundle by one suite. ``run`` reads top to bottom as what happens."""
 
+    def __init__(
+        self,
+        ctx: Context,
+        app: str,
+        bundle: Bundle,
+        bindings: Bindings,
+        baseline: Baseline | None,
+        loaded: LoadedSuite,
+        settings: Settings,
+    ) -> None:
+        self._ctx, self._app, self._bundle, self._bindings = ctx, app, bundle, bindings
+        self._baseline, self._loaded, self._settings = baseline, loaded, settings
+        self._bound = digest(canonical(bindings.form()))
+        self._repeats = settings.repeats or loaded.suite.repeats or 1
+        stored = ctx.registry.has_bundle(app, bundle.digest)
+        self._note = "" if stored else "the bundle is not in the registry, so nothing was attached to it"
+        if not loaded.whole:
+            self._note = "only part of the suite was run, so nothing was attached"
+        self._signer = ctx.signer("evaluator") if settings.sign and stored and loaded.whole else None
+        self._keyring = open_trust(ctx) if self._signer is not None or baseline is not None else None
+        self._actor = "unsigned"
+        if self._signer is not None and self._keyring is not None:
+            self._actor = self._keyring.signing_principal(self._signer, "evaluator", app, None)
 
-async def _measure(
-    ctx: Context,
-    app: str,
-    bundle: Bundle,
-    bindings: Bindings,
-    loaded: LoadedSuite,
-    concurrency: int,
-    journal: Journal,
-    bar: Progress,
-) -> list[CaseResult]:
-    task = bundle.components.application.tasks.get(loaded.suite.task)
-    if task is None:
-        raise UsageError(
-            f"The bundle has no task {loaded.suite.task!r}, which suite {loaded.suite.name!r} measures.",
-            fix=f"Its tasks are {', '.join(sorted(bundle.components.application.tasks))}.",
+    def run(self) -> Evaluated:
+        """Measure, judge, sign, attach."""
+        ctx, loaded, settings = self._ctx, self._loaded, self._settings
+        started = ctx.clock()
+        stored = self._stored_rows()
+        budget = Budget(settings.max_cost)
+        with ExitStack() as stack:
+            journals = [stack.enter_context(journal) for journal in self._journals(measure_baseline=stored is None)]
+            results = asyncio.run(self._measure(journals, budget))
+            beside = self._beside(stored if stored is not None else results[1] if self._baseline else None)
+            report = make_report(
+                loaded,
+                results[0],
+                bundle=self._bundle.digest,
+                bindings=self._bound,
+                repeats=self._repeats,
+                baseline=beside,
+            )
+            result = self._judge(report, budget, started, stored=stored is not None)
+            attestation = self._attach(report, result) if report.complete else None
+            if report.complete or settings.only:
+                for journal in journals:
+                    journal.discard()
+            else:
+                self._note = "the run is not complete, so nothing was attached; what was measured is kept for the next"
+        return Evaluated(
+            app=self._app,
+            bundle=self._bundle.digest,
+            result=result,
+            report=report,
+            attestation=attestation,
+            note=self._note,
         )
-    async with router_of(ctx, app, bundle, bindings) as (router, _):
-        return await run(
-            loaded,
+
+    def _stored_rows(self) -> list[CaseResult] | None:
+        if self._baseline is None or self._keyring is None:
+            return None
+        found = stored_rows(self._ctx, self._keyring, self._app, self._baseline, self._loaded)
+        if found is not None:
+            self._ctx.reporter.say("nothing of the baseline can answer differently: its own signed result is used")
+        return found
+
+    def _journals(self, *, measure_baseline: bool) -> list[Journal]:
+        keys = [journal_key(self._loaded, bundle=self._bundle.digest, bindings=self._bound)]
+        if self._baseline is not None and measure_baseline:
+            other, candidate = self._baseline.bundle.digest, self._bundle.digest
+            keys.append(journal_key(self._loaded, bundle=other, bindings=self._baseline.bound, beside=candidate))
+        journals = [Journal(self._ctx.workspace / "journals", key) for key in keys]
+        kept = sum(len(journal.finished) for journal in journals)
+        if self._settings.fresh:
+            for journal in journals:
+                journal.finished.clear()
+        elif kept:
+            total = len(self._loaded.chosen) * self._repeats * len(journals)
+            self._ctx.reporter.say(f"going on: {kept} of {total} cases were measured before")
+        return journals
+
+    async def _measure(self, journals: Sequence[Journal], budget: Budget) -> list[list[CaseResult]]:
+        loaded = self._loaded
+        measured = [(self._bundle, self._bindings)]
+        if self._baseline is not None and len(journals) > 1:
+            measured.append((self._baseline.bundle, self._baseline.run_with))
+        async with AsyncExitStack() as stack:
+            sides = [
+                await self._side(stack, bundle, bindings, journal)
+                for (bundle, bindings), journal in zip(measured, journals, strict=True)
+            ]
+            total = len(loaded.chosen) * self._repeats * len(sides)
+            with self._ctx.reporter.progress(loaded.suite.name, total) as bar:
+                return await run_sides(
+                    loaded,
+                    sides,
+                    repeats=self._repeats,
+                    concurrency=self._settings.concurrency,
+                    budget=budget,
+                    on_done=lambda result: bar.advance(
+                        note=f"{result.id}  {budget.spent:.2f} USD" if budget.spent else result.id
+                    ),
+                    clock=self._ctx.clock,
+                )
+
+    async def _side(
+        self, stack: AsyncExitStack, bundle: Bundle, bindings: Bindings, journal: Journal
+    ) -> Side[Identity]:
+        suite = self._loaded.suite
+        task = bundle.components.application.tasks.get(suite.task)
+        if task is None:
+            which = "The bundle" if bundle is self._bundle else "The baseline"
+            raise UsageError(
+                f"{which} has no task {suite.task!r}, which suite {suite.name!r} measures.",
+                fix=f"Its tasks are {', '.join(sorted(bundle.components.application.tasks))}.",
+            )
+        router, _ = await stack.enter_async_context(router_of(self._ctx, self._app, bundle, measuring(bindings)))
+        return Side(
             router,
             identity=LOCAL,
             profile=task.profiles[0],
-            output=bundle.components.output.get(loaded.suite.task),
-            concurrency=concurrency,
+            output=bundle.components.output.get(suite.task),
             journal=journal,
-            on_done=lambda result: bar.advance(note=result.id),
-            clock=ctx.clock,
         )
 
+    def _beside(self, rows: Sequence[CaseResult] | None) -> Beside | None:
+        if self._baseline is None or rows is None:
+            return None
+        return Beside(bundle=self._baseline.bundle.digest, bindings=self._baseline.bound, cases=list(rows))
 
-def _bindings(file: Path | None, bundle: Bundle) -> Bindings:
-    if file is None:
-        return without_addresses(bundle)
+    # ------------------------------------------------------------ judging
+
+    def _judge(self, report: Report, budget: Budget, started: datetime, *, stored: bool) -> EvaluationResult:
+        """Judge this run together with the earlier looks at the digest."""
+        earlier, poolable = self._earlier(report)
+        look = len(earlier) + 1
+        rows = rows_of(poolable)
+        compared = self._compare(report, poolable, look, stored=stored)
+        result = summarise(
+            self._loaded,
+            report.cases,
+            bindings=self._bound,
+            actor=self._actor,
+            started=started,
+            finished=self._ctx.clock(),
+            report=digest(report_bytes(report)),
+            repeats=self._repeats,
+            compared=compared,
+            uncompared=self._uncompared(),
+            earlier=rows,
+        )
+        every = [*report.cases, *(report.baseline.cases if report.baseline else []), *rows]
+        if compared is None and look == 1:
+            return result.model_copy(update={"usd": budget.spent} if budget.spent else {})
+        return result.model_copy(
+            update={
+                "look": look,
+                "pooled": [look.result.report for look in poolable] or None,
+                "oldest": min((row.time for row in every), default=None),
+                "usd": None if budget.unknown else budget.spent,
+            }
+        )
+
+    def _earlier(self, report: Report) -> tuple[list[Look], list[Look]]:
+        """Give this evaluator's earlier looks at the digest, and those of them whose rows can be pooled.
+
+        Another evaluator's are not among them: where a gate asks for two, neither may rest on the other's word.
+        """
+        if self._signer is None or self._keyring is None:
+            return [], []
+        every = looks(self._ctx, self._keyring, self._app, self._bundle.digest, self._loaded)
+        own = [look for look in every if look.result.actor == self._actor]
+        snapshots = {index: snapshot for row in report.cases for index, snapshot in row.snapshots.items()}
+        return own, [
+            look
+            for look in own
+            if look.report is not None
+            and same_exam(look, self._loaded, self._bound)
+            and look.result.snapshots == snapshots
+        ]
+
+    def _compare(self, report: Report, poolable: Sequence[Look], look: int, *, stored: bool) -> Comparison | None:
+        baseline, beside = self._baseline, report.baseline
+        if baseline is None or beside is None:
+            return None
+        candidates = [*report.cases, *rows_of(poolable)]
+        others = [*beside.cases, *baseline_rows_of(poolable, beside.bundle, beside.bindings)]
+        found = compare(self._loaded, candidates, others, look=look)
+        complete = report.complete
+        tried = None
+        if baseline.since is not None and self._keyring is not None:
+            suite, candidate = self._loaded.suite.name, self._bundle.digest
+            tried = candidates_tried(self._ctx, self._keyring, self._app, suite, baseline.since, candidate)
+        return Comparison(
+            baseline=beside.bundle,
+            bindings=beside.bindings,
+            environment=baseline.environment,
+            stored=stored,
+            alpha=look_alpha(look),
+            scores=list(found.scores),
+            verdict=found.verdict if complete or found.verdict is None else "inconclusive",
+            why=found.why if complete else "the run is not complete",
+            tried=tried,
+        )
+
+    def _uncompared(self) -> str:
+        named = self._settings.baseline
+        if named is None:
+            return f"it was compared with no baseline: name one, e.g. --baseline {self._app}:prod"
+        return ""
+
+    def _attach(self, report: Report, result: EvaluationResult) -> str | None:
+        if self._signer is None:
+            return None
+        self._ctx.registry.put_blob(self._app, report_bytes(report))
+        statement = make_statement(self._app, self._bundle.digest, EVALUATION, result.form())
+        envelope = seal(statement, PAYLOAD_TYPE, [self._signer])
+        return self._ctx.registry.attach(self._app, self._bundle.digest, "evaluation", envelope)
+
+
+def _bindings(file: Path | None, bundle: Bundle, baseline: Baseline | None) -> tuple[Bindings, Baseline | None]:
+    """Choose the bindings that candidate and baseline run with: the same, or a difference might be theirs."""
+    if file is not None:
+        named = _read_bindings(file)
+        return named, baseline and replace(baseline, bindings=fitted(named, baseline.bundle))
+    if baseline is not None and baseline.bindings is not None:
+        return fitted(baseline.bindings, bundle), baseline
+    return without_addresses(bundle), baseline and replace(baseline, bindings=without_addresses(baseline.bundle))
+
+
+def _read_bindings(file: Path) -> Bindings:
     from bundlectl.bundling.documents import load_document
 
     return load_document(file, Bindings)

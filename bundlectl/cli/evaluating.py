@@ -51,6 +51,7 @@ def register(app: typer.Typer) -> None:
         every case that must pass is judged; the worst verdict wins, and what was not measured does not pass: exit 3.
         A run that is interrupted goes on from where it was.
         """
+        from bundlectl.actions.evaluate import Settings
         from bundlectl.actions.evaluate import evaluate as act
         from bundlectl.model.verdict import worst
 
@@ -59,10 +60,7 @@ def register(app: typer.Typer) -> None:
             reference,
             suite=suite,
             bindings_file=bindings,
-            concurrency=concurrency,
-            only=only or [],
-            sign=not unsigned,
-            fresh=fresh,
+            settings=Settings(concurrency=concurrency, only=only or [], sign=not unsigned, fresh=fresh),
         )
         if session.output == "json":
             session.json([result.form() for result in results])

@@ -18,7 +18,7 @@ from types import TracebackType
 from pydantic import ValidationError
 
 from bundlectl import __version__
-from bundlectl.evaluation.report import CaseResult
+from bundlectl.evaluation.report import CaseResult, Row
 from bundlectl.evaluation.suite import LoadedSuite
 from bundlectl.model.canonical import canonical, digest, hex_of, parse_json
 from bundlectl.model.errors import BackendUnavailable, Conflict, VerificationFailed
@@ -30,6 +30,7 @@ def journal_key(
     bundle: str,
     bindings: str,
     snapshots: Mapping[str, str] | None = None,
+    beside: str | None = None,
     tool_version: str = __version__,
 ) -> str:
     """Give the digest that names one measurement.
@@ -39,11 +40,13 @@ def journal_key(
         bundle: the bundle's digest.
         bindings: the digest of the bindings it runs with.
         snapshots: the resolved snapshot by index, where a bundle follows one that moves.
+        beside: the candidate, where this measures its baseline.
         tool_version: the version whose scorers measure.
     """
     return digest(
         canonical(
             {
+                **({"beside": beside} if beside is not None else {}),
                 "bundle": bundle,
                 "bindings": bindings,
                 "suite": loaded.suite_digest,
@@ -59,7 +62,7 @@ def journal_key(
 class Journal:
     """The open journal of one key; a context manager. One process at a time.
 
-    ``finished``: results of an earlier run by case id, errors left out (they are tried again).
+    ``finished``: results of an earlier run by case and repeat, errors left out (they are tried again).
     ``dropped``: how many lines were torn or no result.
 
     Raises:
@@ -70,7 +73,7 @@ class Journal:
     def __init__(self, folder: Path, key: str) -> None:
         self.path = folder / f"{hex_of(key)}.jsonl"
         self.key = key
-        self.finished: dict[str, CaseResult] = {}
+        self.finished: dict[Row, CaseResult] = {}
         self.dropped = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ class Journal:
             os.ftruncate(self._descriptor, end)
             raise self._unavailable(error) from error
         if result.error is None:
-            self.finished[result.id] = result
+            self.finished[result.row] = result
 
     def discard(self) -> None:
         """Delete the journal: its results are kept elsewhere now. The next run measures everything anew."""
@@ -149,7 +152,7 @@ class Journal:
             if result is None:
                 self.dropped += 1
             elif result.error is None:
-                self.finished[result.id] = result
+                self.finished[result.row] = result
 
     def _result(self, line: bytes) -> CaseResult | None:
         try:

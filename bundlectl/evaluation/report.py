@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,8 @@ class CaseResult(Strict):
     then every score that applies is an error. ``refused`` is the code, ``degraded`` the reason. ``cited``:
     documents, each once, in order. ``receipt``: its id. ``seconds``: wall time of the attempt that counts.
     ``attempts``: 2 when the first one erred. ``snapshots``: which state of each index was searched. ``time``: when
-    it was measured.
+    it was measured. ``repeat``: from 2, where the case was asked more than once. ``model``: the provider's id of the
+    model that answered, as it was returned. ``usd``: what its attempts cost; absent where a price is not known.
     """
 
     id: str
@@ -38,6 +39,25 @@ class CaseResult(Strict):
     attempts: int = Field(default=1, ge=1)
     snapshots: dict[Name, Digest] = {}
     time: Time
+    repeat: Annotated[int, Field(ge=2)] | None = None
+    model: str | None = None
+    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @property
+    def row(self) -> Row:
+        """The case and the number of the repeat, from 1."""
+        return self.id, self.repeat or 1
+
+
+Row = tuple[str, int]
+
+
+class Beside(Strict):
+    """The baseline of a comparison: the same cases, asked of another bundle."""
+
+    bundle: Digest
+    bindings: Digest
+    cases: list[CaseResult]
 
 
 class Report(Strict):
@@ -52,18 +72,29 @@ class Report(Strict):
     bindings: Digest
     complete: bool
     cases: list[CaseResult]
+    baseline: Beside | None = None
 
 
-def make_report(loaded: LoadedSuite, results: Sequence[CaseResult], *, bundle: str, bindings: str) -> Report:
-    """Make the report of a run; ``complete`` when every case of the suite is in it."""
+def make_report(
+    loaded: LoadedSuite,
+    results: Sequence[CaseResult],
+    *,
+    bundle: str,
+    bindings: str,
+    repeats: int = 1,
+    baseline: Beside | None = None,
+) -> Report:
+    """Make the report of a run; ``complete`` when every case of the suite is in it, as often as it was to be asked."""
     return Report(
         suite=loaded.suite.name,
         suite_digest=loaded.suite_digest,
         dataset_digest=loaded.dataset_digest,
         bundle=bundle,
         bindings=bindings,
-        complete=is_complete(loaded, results),
+        complete=is_complete(loaded, results, repeats)
+        and (baseline is None or is_complete(loaded, baseline.cases, repeats)),
         cases=list(results),
+        baseline=baseline,
     )
 
 
@@ -72,6 +103,7 @@ def report_bytes(report: Report) -> bytes:
     return canonical(report.form())
 
 
-def is_complete(loaded: LoadedSuite, results: Sequence[CaseResult]) -> bool:
-    """Say whether every case of the suite has its result."""
-    return {result.id for result in results} == {case.id for case in loaded.cases}
+def is_complete(loaded: LoadedSuite, results: Sequence[CaseResult], repeats: int = 1) -> bool:
+    """Say whether every case of the suite has its results."""
+    wanted = {(case.id, repeat) for case in loaded.cases for repeat in range(1, repeats + 1)}
+    return wanted <= {result.row for result in results}

@@ -10,10 +10,17 @@ scores, u unmeasured and e errors, the first line that holds decides:
     5.                              pass
 
 Without a floor a scorer is reported and cannot fail; lines 2 and 3 still hold, line 1 only keeps it from deciding.
+A case that was asked more than once has so many rows, and n counts rows. A must-pass case has to score 1 in every
+row of it.
+
 A must-pass case has to score 1 on every deciding scorer that applies to it (at least one): less fails, an error is
 an error whatever ``max_errors``, unmeasured is inconclusive. A suite that demands nothing is inconclusive. So is a
 run that is not complete, whatever its scores; only a failed must-pass case makes it worse. Results over two states
-of one index are inconclusive. The worst verdict wins.
+of one index are inconclusive, and so is a suite with margins that was not compared with a baseline. The worst
+verdict wins, that of the comparison (:mod:`bundlectl.evaluation.comparison`) among them.
+
+A bundle that is evaluated again is judged by all that was ever measured of it: the rows of earlier looks are pooled
+with those of this one, but for errors, which say nothing about the bundle.
 
 Consequences, held by property tests: lowering a score, or turning a measured score into an error, never brings
 a verdict nearer to pass (fail and error are equally far). The mean that is reported is of the measured scores alone.
@@ -31,7 +38,7 @@ from bundlectl.evaluation.report import CaseResult, is_complete
 from bundlectl.evaluation.scorers.score import Score
 from bundlectl.evaluation.scorers.table import decides
 from bundlectl.evaluation.suite import LoadedSuite
-from bundlectl.model.attestation import EvaluationResult, ScoreSummary
+from bundlectl.model.attestation import Comparison, EvaluationResult, ScoreSummary
 from bundlectl.model.suite import Scorer, Suite
 from bundlectl.model.verdict import Verdict, worst
 
@@ -50,31 +57,44 @@ def summarise(
     started: datetime,
     finished: datetime,
     report: str | None = None,
+    repeats: int = 1,
+    compared: Comparison | None = None,
+    uncompared: str = "it was compared with no baseline",
+    earlier: Sequence[CaseResult] = (),
     tool_version: str = __version__,
 ) -> EvaluationResult:
     """Judge a run.
 
     Args:
         loaded: the suite that was run.
-        results: what was measured, each case at most once.
+        results: what was measured, each repeat of a case at most once.
         bindings: digest of the bindings it ran with.
         actor: who evaluated, as a principal's id.
         started: when the run began; an older result from its journal counts from when it was measured.
         finished: when it ended.
         report: digest of the per-case report.
+        repeats: how often each case was to be asked.
+        compared: the comparison with a baseline.
+        uncompared: why there is none, which is inconclusive in a suite with margins; empty where margins have nothing
+            to be compared with, because nothing is live yet.
+        earlier: rows of earlier looks at this bundle.
         tool_version: the version that measured.
 
     Raises:
-        ValueError: a case has two results, or a result belongs to no case of the suite.
+        ValueError: a row has two results, or a result belongs to no case of the suite.
     """
     by_id = _by_id(loaded, results)
-    complete = is_complete(loaded, results)
+    complete = is_complete(loaded, results, repeats)
+    for row in earlier:
+        if row.error is None:
+            by_id.setdefault(row.id, []).append(row)
     rows = [row for line in loaded.suite.scorers for row in _rows(line, loaded, by_id, complete)]
     must_pass = {case_id: _must_pass(case_id, loaded.suite, by_id) for case_id in loaded.suite.must_pass}
     reasons = [
-        *_completeness(loaded, by_id, complete),
+        *_completeness(loaded, results, repeats, complete),
         *_must_pass_reasons(must_pass, complete),
-        *_index_moved(results),
+        *_index_moved([*results, *earlier]),
+        *_comparison(loaded, compared, uncompared),
         *_demands_nothing(loaded.suite),
         *((row.verdict, f"{_label(row)}: {row.why}") for row in rows if complete and _counts(row)),
     ]
@@ -97,12 +117,37 @@ def summarise(
         started=min([started, *(result.time for result in results)]),
         finished=finished,
         actor=actor,
+        repeats=repeats if repeats > 1 else None,
+        flaky=(flaky_cases(loaded, by_id) or None),
+        comparison=compared,
     )
 
 
-def _by_id(loaded: LoadedSuite, results: Sequence[CaseResult]) -> dict[str, CaseResult]:
-    by_id = {result.id: result for result in results}
-    if len(by_id) != len(results):
+def flaky_cases(loaded: LoadedSuite, rows: Mapping[str, Sequence[CaseResult]]) -> list[str]:
+    """Name the cases whose rows do not score alike, whatever the scorer; how fast an answer came is not looked at."""
+    keys = [line.key for line in loaded.suite.scorers if line.name != "latency"]
+    return [
+        case.id
+        for case in loaded.cases
+        if any(
+            len(
+                {
+                    score.value
+                    for row in rows.get(case.id, ())
+                    if (score := row.scores.get(key)) and score.value is not None
+                }
+            )
+            > 1
+            for key in keys
+        )
+    ]
+
+
+def _by_id(loaded: LoadedSuite, results: Sequence[CaseResult]) -> dict[str, list[CaseResult]]:
+    by_id: dict[str, list[CaseResult]] = {}
+    for result in results:
+        by_id.setdefault(result.id, []).append(result)
+    if len({result.row for result in results}) != len(results):
         raise ValueError("a case has two results")
     if strangers := sorted(by_id.keys() - {case.id for case in loaded.cases}):
         raise ValueError(f"results belong to no case of the suite: {', '.join(strangers)}")
@@ -112,15 +157,17 @@ def _by_id(loaded: LoadedSuite, results: Sequence[CaseResult]) -> dict[str, Case
 # ---------------------------------------------------------------- scorers
 
 
-def _rows(line: Scorer, loaded: LoadedSuite, by_id: Mapping[str, CaseResult], complete: bool) -> Iterable[ScoreSummary]:
+def _rows(
+    line: Scorer, loaded: LoadedSuite, by_id: Mapping[str, Sequence[CaseResult]], complete: bool
+) -> Iterable[ScoreSummary]:
     """Give the scorer's summary over all cases, then over each tag that has a floor."""
     for tag, floor in [(None, line.floor), *sorted(line.tags.items())]:
         scores = [
             score
             for case in loaded.cases
-            if (tag is None or tag in tags_of(case))
-            and (result := by_id.get(case.id)) is not None
-            and (score := result.scores.get(line.key)) is not None
+            if tag is None or tag in tags_of(case)
+            for result in by_id.get(case.id, ())
+            if (score := result.scores.get(line.key)) is not None
         ]
         yield judge_scores(line.key, tag, floor, scores, loaded.suite, complete=complete)
 
@@ -194,10 +241,19 @@ def _label(row: ScoreSummary) -> str:
 Reason = tuple[Verdict, str]
 
 
-def _must_pass(case_id: str, suite: Suite, by_id: Mapping[str, CaseResult]) -> Reason:
-    result = by_id.get(case_id)
-    if result is None:
+def _must_pass(case_id: str, suite: Suite, by_id: Mapping[str, Sequence[CaseResult]]) -> Reason:
+    rows = by_id.get(case_id)
+    if not rows:
         return "inconclusive", "it was not run"
+    found: dict[Verdict, str] = {}
+    for row in rows:
+        verdict, why = _must_pass_row(row, suite)
+        found.setdefault(verdict, why)
+    verdict = worst(found)
+    return verdict, found[verdict]
+
+
+def _must_pass_row(result: CaseResult, suite: Suite) -> Reason:
     deciding = {line.key: result.scores.get(line.key) for line in suite.scorers if decides(line)}
     scores = {key: score for key, score in deciding.items() if score is not None}
     if result.error is not None:
@@ -222,10 +278,19 @@ def _must_pass_reasons(must_pass: Mapping[str, Reason], complete: bool) -> list[
     return [(verdict, f"must pass: {case_id}: {why}") for case_id, (verdict, why) in told.items()]
 
 
-def _completeness(loaded: LoadedSuite, by_id: Mapping[str, CaseResult], complete: bool) -> list[Reason]:
+def _completeness(loaded: LoadedSuite, results: Sequence[CaseResult], repeats: int, complete: bool) -> list[Reason]:
     if complete:
         return []
-    return [("inconclusive", f"{len(by_id)} of {len(loaded.cases)} cases were run")]
+    times = f", {repeats} times each" if repeats > 1 else ""
+    return [("inconclusive", f"{len(results)} of {len(loaded.cases) * repeats} cases were run{times}")]
+
+
+def _comparison(loaded: LoadedSuite, compared: Comparison | None, uncompared: str) -> list[Reason]:
+    if compared is not None:
+        return [] if compared.verdict in (None, "pass") else [(compared.verdict, compared.why)]
+    if loaded.gates and uncompared:
+        return [("inconclusive", f"the suite has margins, and {uncompared}")]
+    return []
 
 
 def _index_moved(results: Sequence[CaseResult]) -> list[Reason]:
@@ -241,9 +306,11 @@ def _index_moved(results: Sequence[CaseResult]) -> list[Reason]:
 
 
 def _demands_nothing(suite: Suite) -> list[Reason]:
-    if suite.must_pass or any(line.floor is not None or line.tags for line in suite.scorers):
+    if suite.must_pass or any(
+        line.floor is not None or line.tags or line.margin is not None or line.tag_margins for line in suite.scorers
+    ):
         return []
-    return [("inconclusive", "the suite demands nothing: it has no floor and no must-pass case")]
+    return [("inconclusive", "the suite demands nothing: it has no floor, no margin and no must-pass case")]
 
 
 def _why(reasons: Sequence[Reason], verdict: Verdict) -> str:

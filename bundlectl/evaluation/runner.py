@@ -4,19 +4,23 @@ A case that erred is tried once more and then recorded as an error. An error is 
 bundle: the router raised, or recorded a failure; a limit or a missing identity turned the request away; a
 fallback answered because a model was throttled, slow or away. A fallback that answered because the model's output
 was no good, or because bindings disable the model, is what the bundle does: it is scored.
+
+Two bundles are measured side by side (:func:`run_sides`): each case is asked of both, one right after the other and
+the first in turn, so that a provider that changes during the run changes for both.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
 
 from bundlectl.evaluation.journal import Journal
-from bundlectl.evaluation.report import CaseResult
+from bundlectl.evaluation.report import CaseResult, Row
 from bundlectl.evaluation.scorers.score import Score, Scorer, failed, score_case
 from bundlectl.evaluation.scorers.table import make_scorers
 from bundlectl.evaluation.suite import LoadedSuite, request_of
@@ -104,31 +108,126 @@ async def run(
     Raises:
         BackendUnavailable: the journal cannot be written.
     """
-    one = _One(router, identity, loaded, profile, make_scorers(loaded.suite.scorers, output), pause, clock, timer)
-    done: dict[str, CaseResult] = {}
-    for case in loaded.chosen:
-        if journal is not None and (kept := journal.finished.get(case.id)) is not None:
-            done[case.id] = kept
-            on_done(kept)
-    left = iter([case for case in loaded.chosen if case.id not in done])
+    side = Side(router, identity=identity, profile=profile, output=output, journal=journal)
+    (results,) = await run_sides(
+        loaded, [side], concurrency=concurrency, on_done=on_done, pause=pause, clock=clock, timer=timer
+    )
+    return results
 
-    async def work(cases: Iterator[Case]) -> None:
-        # Workers share the iterator: each takes the next case when it is free, which keeps all of them busy.
-        for case in cases:
-            result = await one.measure(case)
+
+@dataclass(frozen=True, kw_only=True)
+class Side(Generic[Identity]):
+    """One of the bundles of a run: its router, and what :func:`run` says of the other fields."""
+
+    router: Answers[Identity] = field(kw_only=False)
+    identity: Identity
+    profile: str
+    output: Output | None = None
+    journal: Journal | None = None
+
+
+@dataclass
+class Budget:
+    """What a run may spend, and has spent; rows from a journal were paid for by an earlier run and count as well.
+
+    No row is begun once ``limit`` is reached, or once a row's price is not known: then nobody knows whether it is.
+    Rows under way are finished, so a run may end above its limit by what so many rows cost.
+    """
+
+    limit: float | None = None
+    spent: float = 0.0
+    unknown: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether another row may be begun."""
+        return self.limit is None or (self.spent < self.limit and not self.unknown)
+
+    def take(self, result: CaseResult) -> None:
+        """Count a row."""
+        if result.usd is None:
+            self.unknown += 1
+        else:
+            self.spent += result.usd
+
+
+@dataclass(frozen=True, slots=True)
+class _Job(Generic[Identity]):
+    side: int
+    case: Case
+    repeat: int
+    one: _One[Identity]
+
+
+async def run_sides(
+    loaded: LoadedSuite,
+    sides: Sequence[Side[Identity]],
+    *,
+    repeats: int = 1,
+    concurrency: int = 8,
+    budget: Budget | None = None,
+    on_done: Callable[[CaseResult], None] = lambda result: None,
+    pause: float = PAUSE,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    timer: Callable[[], float] = time.perf_counter,
+) -> list[list[CaseResult]]:
+    """Ask every chosen case of every side, ``repeats`` times, interleaved.
+
+    Returns:
+        the results of each side, in the order of the dataset, the repeats of a case together. Rows that the budget
+        did not allow are missing.
+
+    Raises:
+        BackendUnavailable: a journal cannot be written.
+    """
+    budget = budget or Budget()
+    ones = [
+        _One(s.router, s.identity, loaded, s.profile, make_scorers(loaded.suite.scorers, s.output), pause, clock, timer)
+        for s in sides
+    ]
+    done: list[dict[Row, CaseResult]] = [{} for _ in sides]
+    jobs: list[_Job[Identity]] = []
+    for repeat in range(1, repeats + 1):
+        for position, case in enumerate(loaded.chosen):
+            for turn in range(len(sides)):
+                number = (turn + position + repeat) % len(sides)
+                journal = sides[number].journal
+                kept = journal.finished.get((case.id, repeat)) if journal is not None else None
+                if kept is None:
+                    jobs.append(_Job(number, case, repeat, ones[number]))
+                    continue
+                done[number][kept.row] = kept
+                budget.take(kept)
+                on_done(kept)
+    left = iter(jobs)
+
+    async def work() -> None:
+        # Workers share the iterator: each takes the next row when it is free, which keeps all of them busy.
+        while budget.open and (job := next(left, None)) is not None:
+            result = await job.one.measure(job.case, job.repeat)
+            journal = sides[job.side].journal
             if journal is not None:
                 journal.add(result)
-            done[case.id] = result
+            done[job.side][result.row] = result
+            budget.take(result)
             on_done(result)
 
-    workers = [asyncio.create_task(work(left)) for _ in range(max(1, min(concurrency, MAX_CONCURRENCY)))]
+    workers = [asyncio.create_task(work()) for _ in range(max(1, min(concurrency, MAX_CONCURRENCY)))]
     try:
         await asyncio.gather(*workers)
     finally:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-    return [done[case.id] for case in loaded.chosen]
+    return [
+        [
+            result
+            for case in loaded.chosen
+            for repeat in range(1, repeats + 1)
+            if (result := rows.get((case.id, repeat))) is not None
+        ]
+        for rows in done
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +237,11 @@ class _Attempt:
     answered: Answered | None
     error: str | None
     seconds: float
+
+    @property
+    def usd(self) -> float | None:
+        """What it cost. A router that raised made no receipt, so nobody knows."""
+        return self.answered.receipt.cost.usd if self.answered is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +257,21 @@ class _One(Generic[Identity]):
     clock: Callable[[], datetime]
     timer: Callable[[], float]
 
-    async def measure(self, case: Case) -> CaseResult:
+    async def measure(self, case: Case, repeat: int = 1) -> CaseResult:
         """Ask, a second time after an error, and score."""
         at = self.clock()
         attempt = await self._ask(case)
         attempts = 1
+        costs = [attempt.usd]
         if attempt.error is not None:
             await asyncio.sleep(self.pause)
             at = self.clock()
             attempt = await self._ask(case)
             attempts = 2
-        return self._result(case, attempt, attempts, at)
+            costs.append(attempt.usd)
+        known = [usd for usd in costs if usd is not None]
+        usd = math.fsum(known) if len(known) == len(costs) else None
+        return self._result(case, attempt, attempts, at, repeat, usd)
 
     async def _ask(self, case: Case) -> _Attempt:
         request = request_of(case, self.loaded.suite, self.profile)
@@ -176,7 +284,9 @@ class _One(Generic[Identity]):
         seconds = max(0.0, self.timer() - begun)
         return _Attempt(answered, not_to_be_scored(answered.answer, answered.receipt), seconds)
 
-    def _result(self, case: Case, attempt: _Attempt, attempts: int, at: datetime) -> CaseResult:
+    def _result(
+        self, case: Case, attempt: _Attempt, attempts: int, at: datetime, repeat: int, usd: float | None
+    ) -> CaseResult:
         answer = attempt.answered.answer if attempt.answered is not None else None
         receipt = attempt.answered.receipt if attempt.answered is not None else None
         retrieval = receipt.retrieval if receipt is not None else None
@@ -196,6 +306,11 @@ class _One(Generic[Identity]):
             attempts=attempts,
             snapshots={retrieval.index: retrieval.snapshot} if retrieval is not None else {},
             time=at,
+            repeat=repeat if repeat > 1 else None,
+            model=next((a.provider_model for a in reversed(receipt.attempts) if a.outcome == "ok"), None)
+            if receipt is not None
+            else None,
+            usd=usd,
         )
 
     def _scores(self, case: Case, attempt: _Attempt) -> dict[str, Score]:

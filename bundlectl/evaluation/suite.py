@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from bundlectl.bundling.documents import read_document
 from bundlectl.bundling.messages import problems_of, suggest
 from bundlectl.bundling.yaml import Document
-from bundlectl.evaluation.dataset import Dataset, read_dataset
+from bundlectl.evaluation.dataset import Dataset, read_dataset, tags_of
 from bundlectl.evaluation.scorers.table import KINDS, make_scorer
+from bundlectl.evaluation.statistics import groups_needed
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.contract import Request
 from bundlectl.model.errors import Problem, SourceError, UsageError
-from bundlectl.model.suite import Case, Suite
+from bundlectl.model.suite import Case, Scorer, Suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,25 @@ class LoadedSuite:
     suite_digest: str
     dataset_digest: str
     folder: Path
+
+    @property
+    def gates(self) -> tuple[tuple[Scorer, str | None, float], ...]:
+        """Every margin: the scorer, the tag or None for all cases, and how much worse is still no worse."""
+        return tuple(
+            (line, tag, margin)
+            for line in self.suite.scorers
+            for tag, margin in [(None, line.margin), *sorted((line.tag_margins or {}).items())]
+            if margin is not None
+        )
+
+    def undecidable(self) -> list[str]:
+        """Name the margins over all cases that the dataset is too small for, as far as one can say beforehand."""
+        found = []
+        for line, tag, margin in self.gates:
+            have, needed = len(_groups(self.cases, line, tag)), groups_needed(margin)
+            if tag is None and (needed is None or have < needed):
+                found.append(_too_small(line, tag, margin, have, needed))
+        return found
 
     @property
     def whole(self) -> bool:
@@ -77,6 +97,7 @@ def read_suite(path: Path) -> LoadedSuite:
         raise SourceError(problems)
     cases = tuple(case for case in dataset.cases if suite.splits is None or case.split in suite.splits)
     problems += _choice_problems(suite, dataset, cases, document)
+    problems += _gate_problems(suite, cases, document)
     problems += [
         Problem(str(path.parent / suite.dataset), 0, f"case {case.id!r} makes no request: {why}")
         for case in cases
@@ -99,6 +120,41 @@ def request_of(case: Case, suite: Suite, profile: str) -> Request:
         policy_profile=case.profile or suite.profile or profile,
         input=case.input,
     )
+
+
+def group_of(case: Case) -> str:
+    """Give the group whose cases stand or fall together: ``group``, else the first document expected, else the case."""
+    if case.group is not None:
+        return case.group
+    if case.expected.documents:
+        return case.expected.documents[0].document
+    return f"case {case.id}"
+
+
+def _groups(cases: Sequence[Case], line: Scorer, tag: str | None) -> set[str]:
+    scorer = make_scorer(line, None)
+    return {group_of(case) for case in cases if (tag is None or tag in tags_of(case)) and scorer.applies(case)}
+
+
+def _too_small(line: Scorer, tag: str | None, margin: float, have: int, needed: int | None) -> str:
+    what = f"{line.key} [{tag}]" if tag is not None else line.key
+    return (
+        f"{what} has {have} groups of cases, and a margin of {margin:g} takes about "
+        f"{f'{needed:,}' if needed is not None else 'more than a million'}, if one outcome in ten differs"
+    )
+
+
+def _gate_problems(suite: Suite, cases: Sequence[Case], document: Document) -> list[Problem]:
+    """Find tag gates that their size cannot decide: such a gate would stop every candidate, good or bad."""
+    problems = []
+    for position, line in enumerate(suite.scorers):
+        for tag, margin in sorted((line.tag_margins or {}).items()):
+            have, needed = len(_groups(cases, line, tag)), groups_needed(margin)
+            if needed is None or have < needed:
+                at = ("scorers", position, "tag_margins", tag)
+                right = "a wider margin, more groups of cases, or a floor for the tag"
+                problems.append(document.problem(at, _too_small(line, tag, margin, have, needed), right))
+    return problems
 
 
 def _no_request(case: Case, suite: Suite) -> str:

@@ -124,11 +124,67 @@ class ScoreSummary(Strict):
     why: str = ""
 
 
+Claim = Literal["better", "no_worse", "worse", "inconclusive"]
+"""What a comparison says of one scorer."""
+
+
+class ComparedScore(Strict):
+    """One scorer over the suite, or over one tag: candidate minus baseline, by groups of cases.
+
+    ``candidate`` and ``baseline`` are plain means of what was measured, ``difference`` is of the groups. ``low`` and
+    ``high``: the interval that decides, missing scores counted against the claim. ``margin`` is there where the suite
+    gates. ``below``: no worse by more than the margin, and yet surely a little worse. ``needed``: how many groups
+    would settle it. ``bootstrap`` and ``mcnemar`` are shown and decide nothing.
+    """
+
+    scorer: Name
+    tag: str | None = None
+    margin: float | None = None
+    groups: int = Field(ge=0)
+    cases: int = Field(ge=0)
+    missing: int = Field(ge=0)
+    candidate: float | None = None
+    baseline: float | None = None
+    difference: float | None = None
+    low: float
+    high: float
+    claim: Claim
+    why: str = ""
+    below: bool | None = None
+    needed: int | None = None
+    bootstrap: list[float] | None = None
+    mcnemar: float | None = None
+
+
+class Comparison(Strict):
+    """A candidate beside a baseline, measured by the same suite; part of the candidate's signed result.
+
+    ``environment``: where the baseline was live. ``alpha``: one-sided, of this look. ``stored``: the baseline's rows
+    are those of its own signed result. ``tried``: candidates evaluated since the baseline went live, this one
+    counted. ``verdict`` is of the gated scorers and tags; absent where the suite gates none.
+    """
+
+    baseline: Digest
+    bindings: Digest
+    environment: StoreName | None = None
+    stored: bool
+    alpha: float
+    scores: list[ComparedScore]
+    verdict: Verdict | None = None
+    why: str = ""
+    tried: int | None = None
+
+
 class EvaluationResult(Strict):
     """What an evaluation found; the predicate of the evaluation attestation.
 
     ``suite_digest`` and ``dataset_digest`` are of the files' canonical form; ``report`` is the digest of the
     per-case report, stored as a blob.
+
+    Absent in results of one look, once per case, without a baseline: ``repeats`` of each case in this look; ``look``,
+    which look at this digest it is, and ``pooled``, reports of earlier ones that count in it; ``flaky`` cases, whose
+    repeats differ; ``cache_hits`` and ``oldest``, how many rows were answered from a cache and when the oldest row
+    was measured; ``usd`` spent; ``comparison``.
     """
 
     suite: Name
@@ -148,3 +204,11 @@ class EvaluationResult(Strict):
     started: Time
     finished: Time
     actor: Principal
+    repeats: int | None = None
+    look: int | None = None
+    pooled: list[Digest] | None = None
+    flaky: list[str] | None = None
+    cache_hits: int | None = None
+    oldest: Time | None = None
+    usd: float | None = None
+    comparison: Comparison | None = None

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from bundlectl.model.types import Name, RelativePath, Strict
 
+Margin = Annotated[float, Field(gt=0, le=1)]
+"""A difference of mean scores, above 0."""
+
 
 class Scorer(Strict):
     """A scorer of the suite. ``floor``: the least mean that passes. ``tags``: floors for tagged cases alone.
@@ -15,6 +18,7 @@ class Scorer(Strict):
     ``name`` is the scorer's kind; ``as_`` distinguishes two of one kind. ``k`` is the cut of ranked lists.
     The tag ``split:NAME`` stands for the cases of that split. ``must_pass``: whether a must-pass case has to score
     1 here; left out, the kind decides (not where a score below 1 is no failure: recall, MRR, nDCG, latency).
+    ``margin``: how much worse than the baseline is still no worse; ``tag_margins``: the same for tagged cases alone.
     """
 
     name: Name
@@ -24,6 +28,8 @@ class Scorer(Strict):
     by: Literal["document", "section"] = "section"
     k: Annotated[int, Field(ge=1, le=100)] = 6
     must_pass: bool | None = None
+    margin: Margin | None = None
+    tag_margins: dict[str, Margin] | None = None
     options: dict[str, Any] = {}
 
     @property
@@ -33,7 +39,10 @@ class Scorer(Strict):
 
 
 class Suite(Strict):
-    """A suite file: task, dataset, scorers, and the cases that must pass whatever the means say."""
+    """A suite file: task, dataset, scorers, and the cases that must pass whatever the means say.
+
+    ``repeats``: how often each case is asked; once unless said.
+    """
 
     apiVersion: Literal["bundlectl/v1"]
     kind: Literal["Suite"]
@@ -46,6 +55,7 @@ class Suite(Strict):
     must_pass: list[str] = []
     max_errors: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_unmeasured: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repeats: Annotated[int, Field(ge=1, le=100)] | None = None
 
 
 class ExpectedDocument(Strict):
