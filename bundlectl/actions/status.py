@@ -139,7 +139,9 @@ def history(ctx: Context, reference: str, *, verify: bool = False, limit: int | 
     else:
         entries = [_entry(entry, None, []) for entry in (walked if limit is None else islice(walked, limit))]
     if not entries:
-        raise NotFound(f"Nothing was ever live in {ref}.")
+        raise NotFound(
+            f"Nothing was ever live in {ref}.", fix=f"See which environments there are: bundlectl status {ref.app}"
+        )
     return History(
         app=ref.app,
         environment=ref.environment,

@@ -5,6 +5,12 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command that argv names, and exit with its code."""
-    from bundlectl.cli.program import run
+    try:
+        from bundlectl.cli.program import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # before a command has begun; from then on cli.verb sees to it
+        import sys
+
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None

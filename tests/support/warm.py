@@ -15,6 +15,7 @@ What a command did to the disk by then is real, and so is its death.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import resource
@@ -29,6 +30,13 @@ import rich.table  # noqa: F401 - imported so that forks have it
 from bundlectl.cli.program import app
 from bundlectl.storage import directory, store
 from bundlectl.storage.faults import Crash, FaultyStore
+
+ACTIONS = ("ask", "attest", "bind", "build", "compare", "init", "promote", "receipts", "renew", "rollback")
+# What needs no thread of its own, for none lives on in a fork: not lancedb, not a server.
+IMPORTED = (
+    *(f"bundlectl.actions.{name}" for name in (*ACTIONS, "show", "status", "transfer", "validate", "verify")),
+    *("bundlectl.cli.session", "git", "rich.console", "rich.table", "rich.text"),
+)
 
 
 def strike(fault: dict[str, Any]) -> None:
@@ -107,6 +115,8 @@ def command(order: dict[str, Any], out: int, err: int) -> None:
 
 def main() -> None:
     """Fork for each line of stdin."""
+    for name in IMPORTED:
+        importlib.import_module(name)
     for line in sys.stdin:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             child = os.fork()
