@@ -325,8 +325,9 @@ def _text(answer: Answer) -> str:
 def _serving(ctx: Context) -> Iterator[str]:
     """Run ``bundlectl serve support:prod`` as a process of its own; give its address."""
     command = [sys.executable, "-m", "bundlectl", "serve", "support:prod", "--port", "0", "--poll", "0.3"]
+    folder = ctx.registry_folder
     process = subprocess.Popen(
-        [*command, "--registry", str(Path(ctx.registry_url).absolute())],
+        [*command, "--registry", str(folder.absolute()) if folder is not None else ctx.registry_url],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -13,12 +13,13 @@ from bundlectl.actions.opening import open_trust
 from bundlectl.bundling.documents import load_document
 from bundlectl.insight.diff import DocumentChange
 from bundlectl.model.attestation import SNAPSHOT_PAYLOAD_TYPE
-from bundlectl.model.canonical import canonical
+from bundlectl.model.canonical import canonical, hex_of
 from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot
 from bundlectl.model.errors import NotFound, Problem, SourceError, UsageError, VerificationFailed
 from bundlectl.model.types import Strict, format_time
 from bundlectl.registry.layout import index_folder
 from bundlectl.registry.pointers import parse_pointer, read_pointer, read_snapshot
+from bundlectl.registry.tables import fetch_tables, put_tables
 from bundlectl.trust.envelope import envelope_bytes, seal
 
 
@@ -63,7 +64,8 @@ def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path |
     """Read an index source, write the snapshot and its tables, and point at it.
 
     Args:
-        ctx: the context; its signer must be an indexer of the app, its registry a folder.
+        ctx: the context; its signer must be an indexer of the app. Where its registry is no folder, the tables
+            are built in the workspace and stored from there.
         file: the index source file.
         app: whose index it is; by default the app of the bundle.yaml in the folder above the file's.
         pin: a bundle's folder whose retrieval entries of this index are set to the snapshot.
@@ -95,6 +97,9 @@ def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path |
     found = ctx.registry.put_blob(owner, data)
     if found != snapshot_digest(snapshot):
         raise VerificationFailed(f"The snapshot {found} was built as {snapshot_digest(snapshot)}.")
+    if ctx.registry_folder is None:
+        ctx.reporter.say("storing the tables")
+        put_tables(ctx.registry.store, owner, source.index, hex_of(found), folder / hex_of(found))
     before = ctx.registry.index_pointer(owner, source.index)
     pointer = IndexPointer(
         app=owner,
@@ -178,23 +183,22 @@ def _texts(
     ctx: Context, app: str, snapshot: Snapshot
 ) -> Callable[[], dict[tuple[str, tuple[str, ...], int], str]] | None:
     """Give the function that reads a snapshot's section texts; without its tables renames show as two changes."""
-    from bundlectl.retrieval.index import open_index
+    from bundlectl.retrieval.index import open_index, snapshot_digest
 
+    folder = tables_folder(ctx, app, snapshot.index)
     try:
-        return open_index(tables_folder(ctx, app, snapshot.index), snapshot, None).section_texts
+        if ctx.registry_folder is None:
+            fetch_tables(ctx.registry.store, app, snapshot.index, hex_of(snapshot_digest(snapshot)), folder)
+        return open_index(folder, snapshot, None).section_texts
     except NotFound:
         return None
 
 
 def tables_folder(ctx: Context, app: str, index: str) -> Path:
-    """Give the folder of an index's tables in a folder registry.
-
-    Raises:
-        UsageError: the registry is no folder.
-    """
+    """Give the folder that an index's tables are built in and read from: the registry's, or else this machine's."""
     folder = ctx.registry_folder
     if folder is None:
-        raise UsageError("An index is only built into a registry that is a folder, in this version.")
+        return ctx.workspace / "cache" / "tables" / app / index
     return folder / index_folder(app, index)
 
 

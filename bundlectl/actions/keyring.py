@@ -103,10 +103,12 @@ def keyring_init(
     scheme: str = "ed25519",
     suites: Sequence[str] | None = None,
 ) -> Initialised:
-    """Make a registry in a folder: development keys (one for each role), keyring 1, the app's policy 1, and the pin.
+    """Make a registry: development keys (one for each role), keyring 1, the app's policy 1, and the pin.
+
+    Keys and pin stay on this machine, in the workspace.
 
     Args:
-        ctx: the context; its registry must be a folder without a keyring.
+        ctx: the context; its registry must be a folder, or a place in S3, without a keyring.
         app: the first app.
         owner: who is behind every key.
         scheme: of the keys: ``ed25519`` or ``ecdsa-p256-sha256``.
@@ -115,17 +117,16 @@ def keyring_init(
     Raises:
         UsageError: there already is a keyring or a key; nothing was replaced.
     """
-    folder = ctx.registry_folder
-    if folder is None:
-        raise UsageError("A keyring is only made in a registry that is a folder, in this version.")
     keys = ctx.workspace / "keys"
-    _refuse_existing(folder, keys, pin_file(ctx))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = ctx.registry_folder
+    registry = Registry(DirectoryStore(folder)) if folder is not None else ctx.registry
+    _refuse_existing(ctx.registry_url, registry, pin_file(ctx))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     signers = {role: _key(keys / f"{role}.pem", scheme) for role in DEVELOPMENT_ROLES}
     members = [member(f"{owner}-{role}", owner, role, signers[role]) for role in DEVELOPMENT_ROLES]
     document = new_keyring(app, members)
-    registry = Registry(DirectoryStore(folder))
     registry.put_keyring(1, envelope_bytes(seal_keyring(document, [signers["root"]])))
     wanted = [app] if suites is None else list(suites)
     policy = new_policy(app, [EvaluationRequirement(suite=suite) for suite in wanted])
@@ -133,7 +134,7 @@ def keyring_init(
     pin = keyring_digest(document)
     pin_file(ctx).write_text(pin + "\n", encoding="utf-8")
     return Initialised(
-        registry=str(folder),
+        registry=str(folder or ctx.registry_url),
         registry_id=pin,
         pin_file=str(pin_file(ctx)),
         keys=[str(keys / f"{role}.pem") for role in DEVELOPMENT_ROLES],
@@ -142,13 +143,13 @@ def keyring_init(
     )
 
 
-def _refuse_existing(folder: Path, keys: Path, pin: Path) -> None:
+def _refuse_existing(url: str, registry: Registry, pin: Path) -> None:
     """Refuse to touch a registry that has a keyring; half-made keys of a run that was killed are used again."""
-    if (folder / "keyring").is_dir() and any((folder / "keyring").iterdir()):
-        raise UsageError(f"{folder} already has a keyring; nothing was changed.", fix="See it: bundlectl keyring show")
+    if registry.keyring_bytes(1) is not None:
+        raise UsageError(f"{url} already has a keyring; nothing was changed.", fix="See it: bundlectl keyring show")
     if pin.exists():
         raise UsageError(
-            f"{pin} already pins a keyring, and {folder} has none; nothing was changed.",
+            f"{pin} already pins a keyring, and {url} has none; nothing was changed.",
             why="Either the registry is elsewhere, or it was lost.",
             fix=f"Name the registry with --registry; or remove {pin} to begin anew.",
         )

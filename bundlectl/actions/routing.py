@@ -128,6 +128,7 @@ async def world(
         ctx.registry_folder,
         keyring or (lambda: open_trust(ctx)),
         cache=cache,
+        downloads=ctx.workspace / "cache",
         on_warning=ctx.reporter.warn,
     )
     session = open_session()

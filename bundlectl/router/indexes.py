@@ -22,6 +22,7 @@ from bundlectl.model.errors import BackendUnavailable, BundlectlError, NotFound,
 from bundlectl.model.types import format_time
 from bundlectl.registry.layout import index_folder
 from bundlectl.registry.pointers import parse_snapshot, read_pointer, verify_pointer
+from bundlectl.registry.tables import fetch_tables
 from bundlectl.router.assemble import LiveIndex, OpenIndex
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Indexes:
         folder: the registry's folder, where tables lie; None where each index's address is bound.
         keyring: gives root's newest verified word; asked only for followed indexes.
         cache: a folder that snapshots and tables are copied to and served from; None: served in place.
+        downloads: where tables are put that the registry gives as objects, when there is no cache.
         refresh: seconds between looks at a followed index's pointer.
         on_warning: told what went wrong without stopping an answer.
     """
@@ -49,6 +51,7 @@ class Indexes:
         keyring: Callable[[], VerifiedKeyring],
         *,
         cache: Path | None = None,
+        downloads: Path | None = None,
         refresh: float = 30.0,
         on_warning: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -56,6 +59,7 @@ class Indexes:
         self._folder = folder
         self._keyring = keyring
         self._cache = cache
+        self._downloads = cache or downloads
         self._refresh = refresh
         self._warn = on_warning
         self._believed: dict[tuple[str, str], tuple[IndexPointer, bytes]] = {}
@@ -168,7 +172,11 @@ class Indexes:
     def _tables(self, app: str, index: str, snapshot: str) -> Path | str:
         """Give the folder that holds the snapshot's tables: the copy's, else the registry's."""
         if self._folder is None:
-            raise NotFound(f"Where the index {index} lies is not known.", fix=f"Bind it: indexes: {{{index}: s3://…}}")
+            if self._downloads is None:
+                raise NotFound(f"Where the index {index} lies is not known.", fix=f"Bind it: indexes: {{{index}: s3://…}}")
+            fetched = self._downloads / "tables" / app / index
+            fetch_tables(self._registry.store, app, index, hex_of(snapshot), fetched)
+            return fetched
         origin = self._folder / index_folder(app, index)
         if self._cache is None:
             return origin
