@@ -20,6 +20,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
+from bundlectl.actions.applying import Applied, KeyringExported
 from bundlectl.actions.ask import Asked
 from bundlectl.actions.attest import Attestation
 from bundlectl.actions.bind import Bound
@@ -30,12 +31,15 @@ from bundlectl.actions.index import IndexBuilt, IndexDiff, IndexShown
 from bundlectl.actions.init import Scaffolded
 from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
 from bundlectl.actions.override import Overridden
+from bundlectl.actions.policy import PolicyChanged, PolicyDiff, PolicyExported
 from bundlectl.actions.promote import Plan, Promoted
 from bundlectl.actions.receipts import Receipts
 from bundlectl.actions.releasing import Released
 from bundlectl.actions.rollback import RolledBack
 from bundlectl.actions.show import Shown
+from bundlectl.actions.signing import ShownRequest, SignedRequest
 from bundlectl.actions.status import History, Status
+from bundlectl.actions.succession import KeyringChanged
 from bundlectl.actions.transfer import Transferred
 from bundlectl.actions.validate import Validated
 from bundlectl.actions.verify import Verified
@@ -49,9 +53,10 @@ from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Manifest
 from bundlectl.model.contract import Answer, Request
 from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot
-from bundlectl.model.keyring import Keyring, KeyringEntry, Policy
+from bundlectl.model.keyring import Keyring, KeyringEntry, Policy, PolicySource
 from bundlectl.model.receipt import Receipt
 from bundlectl.model.release import Head, Release
+from bundlectl.model.signing import SigningRequest
 from bundlectl.model.suite import Case, Suite
 
 FOLDER: Final = Path(__file__).resolve().parent
@@ -76,6 +81,7 @@ FORMATS: Final = {
     "suite": Format("Suite file", Suite),
     "case": Format("Dataset line", Case, "One line of a dataset (JSON Lines): an input, who asks, what is expected."),
     "index-source": Format("Index source file", IndexSource),
+    "policy-source": Format("Policy file", PolicySource),
     # what a product sends, and gets
     "request": Format("Request", Request),
     "answer": Format("Answer", Answer),
@@ -89,6 +95,7 @@ FORMATS: Final = {
     "report": Format("Evaluation report", Report),
     "keyring": Format("Keyring", Keyring),
     "policy": Format("Policy", Policy),
+    "signing-request": Format("Signing request", SigningRequest),
     "release": Format("Release", Release),
     "head": Format("Head", Head),
     "snapshot": Format("Snapshot", Snapshot),
@@ -114,10 +121,27 @@ OUTPUTS: Final = {
     "index-diff": Format("bundlectl index diff", IndexDiff),
     "index-show": Format("bundlectl index show", IndexShown),
     "init": Format("bundlectl init", Scaffolded),
+    "keyring-add": Format("bundlectl keyring add", KeyringChanged),
+    "keyring-app": Format("bundlectl keyring app", KeyringChanged),
+    "keyring-apply": Format("bundlectl keyring apply", Applied),
+    "keyring-block": Format("bundlectl keyring block", KeyringChanged),
+    "keyring-compromise": Format("bundlectl keyring compromise", KeyringChanged),
+    "keyring-epoch": Format("bundlectl keyring epoch", KeyringChanged),
+    "keyring-export": Format("bundlectl keyring export", KeyringExported),
+    "keyring-retire": Format("bundlectl keyring retire", KeyringChanged),
+    "keyring-rotate-root": Format("bundlectl keyring rotate-root", KeyringChanged),
+    "keyring-sign-request": Format(
+        "bundlectl keyring sign-request",
+        ShownRequest | SignedRequest,
+        "With --show: what would change; else the signature.",
+    ),
     "keyring-generate": Format("bundlectl keyring generate", GeneratedKey),
     "keyring-init": Format("bundlectl keyring init", Initialised),
     "keyring-show": Format("bundlectl keyring show", ShownKeyring),
     "override": Format("bundlectl override", Overridden),
+    "policy-diff": Format("bundlectl policy diff", PolicyDiff),
+    "policy-export": Format("bundlectl policy export", PolicyExported),
+    "policy-set": Format("bundlectl policy set", PolicyChanged),
     "policy-show": Format("bundlectl policy show", Policy),
     "promote": Format("bundlectl promote", Promoted),
     "receipts-list": Format("bundlectl receipts list", Receipts),

@@ -8,6 +8,7 @@ from typing import Literal
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import open_current_policy, open_trust, pin_file
+from bundlectl.actions.signing import write_new
 from bundlectl.model.errors import UsageError
 from bundlectl.model.keyring import EvaluationRequirement, Keyring, Policy, Role
 from bundlectl.model.types import Strict, format_time
@@ -160,9 +161,10 @@ def _key(path: Path, scheme: str) -> Signer:
 
 
 class GeneratedKey(Strict):
-    """A private key that was made; what root needs of it is the public key."""
+    """A private key that was made, and its public key, which is what root needs of it."""
 
     path: str
+    public_file: str
     scheme: str
     encrypted: bool
     key_id: str
@@ -170,15 +172,20 @@ class GeneratedKey(Strict):
 
 
 def generate(ctx: Context, path: Path, *, scheme: str = "ed25519", encrypt: bool = False) -> GeneratedKey:
-    """Make a private key in a file with mode 0600.
+    """Make a private key in a file with mode 0600, and its public key beside it, with the suffix ``.pub``.
 
     Raises:
-        UsageError: the file exists, or the scheme is not known.
+        UsageError: a file exists, or the scheme is not known.
     """
+    public = path.with_suffix(".pub")
+    if public.exists():
+        raise UsageError(f"{public} is already there; nothing was changed.", fix="Name another path.")
     passphrase = ctx.passphrase(f"file:{path}") if encrypt and ctx.passphrase is not None else None
     signer = generate_key(path, scheme, passphrase)
+    write_new(public, signer.public_pem.encode())
     return GeneratedKey(
         path=str(path),
+        public_file=str(public),
         scheme=signer.scheme,
         encrypted=passphrase is not None,
         key_id=signer.key_id,

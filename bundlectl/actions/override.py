@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
+from pydantic import ValidationError
+
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import load_bundle
 from bundlectl.actions.releasing import stand
 from bundlectl.model.attestation import MAX_OVERRIDE, OVERRIDE, PAYLOAD_TYPE, Override
 from bundlectl.model.errors import UsageError
 from bundlectl.model.types import Strict, format_time, seconds
-from bundlectl.trust.envelope import make_statement, seal
+from bundlectl.trust.envelope import brief, make_statement, seal
 from bundlectl.trust.evidence import builders_of, gather_evidence, same_person
 from bundlectl.trust.overrides import waivable
 
@@ -65,15 +67,18 @@ def override(
             why="Nobody waives a check of their own work.",
             fix="Have another approver sign the override." if builders else "bundlectl build PATH --signer URI",
         )
-    predicate = Override(
-        environment=environment,
-        checks=list(dict.fromkeys(checks)),
-        previous=standing.present.digest if standing.present else None,
-        reason=reason,
-        actor=approver,
-        time=now,
-        expires=until,
-    )
+    try:
+        predicate = Override(
+            environment=environment,
+            checks=list(dict.fromkeys(checks)),
+            previous=standing.present.digest if standing.present else None,
+            reason=reason,
+            actor=approver,
+            time=now,
+            expires=until,
+        )
+    except ValidationError as error:
+        raise UsageError("An override cannot say that.", why=brief(error)) from error
     statement = make_statement(app, bundle.digest, OVERRIDE, predicate.form())
     stored = ctx.registry.attach(app, bundle.digest, "override", seal(statement, PAYLOAD_TYPE, [signer]))
     return Overridden(

@@ -1,4 +1,4 @@
-"""Commands on who may do what: keyring and policy."""
+"""Commands on the keyring: make the first one, show, export; and make keys."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bundlectl.cli.verb import FirstUseOption, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bundlectl.actions.applying import KeyringExported
     from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
-    from bundlectl.model.keyring import Policy
 
 
 def register(app: typer.Typer) -> None:
@@ -68,18 +68,27 @@ def register(app: typer.Typer) -> None:
         result = act(session.context(), path, scheme=scheme, encrypt=encrypt)
         session.show(result, lambda out: _generated(out, result))
 
-    policy = typer.Typer(
-        help="Each environment's gate: the app owners' document.", no_args_is_help=True, rich_markup_mode=None
+    @verb(
+        keyring,
+        "export",
+        examples="bundlectl keyring export first.json --version 1",
     )
-    app.add_typer(policy, name="policy")
+    def keyring_export(
+        session: Session,
+        file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; must not exist.")],
+        version: Annotated[
+            int | None, typer.Option("--version", metavar="N", min=1, help="[default: the newest]", show_default=False)
+        ] = None,
+    ) -> None:
+        """Write the signed bytes of one keyring version. Its digest can be a machine's pin."""
+        from bundlectl.actions.applying import export_keyring as act
 
-    @verb(policy, "show", examples="bundlectl policy show support\nbundlectl policy show support -o json")
-    def policy_show(session: Session, app: Annotated[str, typer.Argument(metavar="APP", help="Whose policy.")]) -> None:
-        """Show what each environment of an app asks of a bundle."""
-        from bundlectl.actions.keyring import policy_show as act
+        result = act(session.context(), file, version=version)
+        session.show(result, lambda out: _exported(out, result))
 
-        result = act(session.context(), app)
-        session.show(result, lambda out: _policy(out, result))
+    from bundlectl.cli import succession
+
+    succession.register(keyring)
 
 
 def initialised(out: Console, result: Initialised) -> None:
@@ -113,27 +122,6 @@ def _keyring(out: Console, result: ShownKeyring) -> None:
         out.print(f"blocked {blocked.digest}: {blocked.reason}", markup=False)
 
 
-def _policy(out: Console, policy: Policy) -> None:
-    out.print(f"policy {policy.version} of {policy.app}", markup=False)
-    for name, gate in policy.environments.items():
-        out.print(f"\n{name}", style="bold")
-        asked = []
-        if gate.provenance:
-            asked.append(f"provenance by {gate.provenance} builders")
-        for item in gate.evaluations:
-            age = f", at most {item.max_age} old" if item.max_age else ""
-            floors = "".join(f", {scorer} >= {floor:g}" for scorer, floor in item.floors.items())
-            asked.append(f"evaluation {item.suite} passed{age}{floors}")
-        asked += [f"{a.type} signed by {a.threshold} of the role {a.role}" for a in gate.attestations or ()]
-        if gate.approvals:
-            asked.append(f"{gate.approvals} approvals")
-        if gate.soak:
-            asked.append(f"live in {gate.soak.environment} now, for at least {gate.soak.at_least}")
-        asked += [f"no lint finding {rule}" for rule in gate.forbid_lint]
-        asked += [f"frozen {f.start:%Y-%m-%d %H:%M} to {f.end:%Y-%m-%d %H:%M}: {f.reason}" for f in gate.freezes]
-        if gate.confirm:
-            asked.append(f"--confirm {name}")
-        if gate.expires_after:
-            asked.append(f"releases expire after {gate.expires_after}; then: {gate.past_expiry}")
-        for line in asked or ["nothing"]:
-            out.print(f"  {line}", markup=False)
+def _exported(out: Console, result: KeyringExported) -> None:
+    out.print(f"{result.file}: keyring {result.version}", markup=False)
+    out.print(result.digest, markup=False)

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from bundlectl.cli import demonstrating, evaluating, keyrings, looking, moving, releases, serving, source, trusting
+from bundlectl.cli import (
+    demonstrating,
+    evaluating,
+    keyrings,
+    looking,
+    moving,
+    policies,
+    releases,
+    serving,
+    source,
+    trusting,
+)
 
 app = typer.Typer(
     name="bundlectl",
@@ -36,7 +47,7 @@ def _options(
     """Build, evaluate, sign, promote and roll back AI release bundles, and serve what was verified."""
 
 
-for family in (source, evaluating, releases, looking, serving, trusting, keyrings, moving, demonstrating):
+for family in (source, evaluating, releases, looking, serving, trusting, keyrings, policies, moving, demonstrating):
     family.register(app)
 
 

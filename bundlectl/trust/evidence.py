@@ -238,6 +238,10 @@ def judge_result(result: EvaluationResult) -> tuple[Verdict, str]:
         for score in result.scores
         if score.floor is not None
     ]
+    if result.comparison is not None and result.comparison.verdict is not None:
+        findings.append(
+            (result.comparison.verdict, f"beside its baseline: {result.comparison.why or 'see its report'}")
+        )
     verdict = worst(v for v, _ in findings)
     return verdict, "" if verdict == "pass" else "; ".join(why for v, why in findings if v == verdict)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from bundlectl.model.attestation import EvaluationResult, ScoreSummary
+from bundlectl.model.attestation import ComparedScore, EvaluationResult, ScoreSummary
 from bundlectl.model.keyring import EvaluationRequirement, Gate
 from bundlectl.model.types import format_time, seconds
 from bundlectl.model.verdict import Verdict, worst
@@ -19,7 +19,10 @@ from bundlectl.trust.evidence import Attested, blocked_reason, newest_evaluation
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.overrides import set_aside
 
-__all__ = ["Check", "Origin", "RollbackTarget", "Situation", "judge", "judge_rollback", "verdict_of"]
+__all__ = ["Check", "Origin", "Replaced", "RollbackTarget", "Situation", "judge", "judge_rollback", "verdict_of"]
+
+LEAST_GROUPS = 20
+"""Groups of cases under which a comparison decides nothing; the evaluator's own rule, asked again here."""
 
 CLOCK_SKEW = timedelta(minutes=5)
 """How far an evaluator's clock may be ahead of ours."""
@@ -35,6 +38,13 @@ class RollbackTarget:
 
     bundle: str | None
     present: bool | None = None
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What is live in the environment now. ``bundle``: its digest; None: nothing is."""
+
+    bundle: str | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,8 @@ class Situation:
     rollback_target: RollbackTarget | None = None
     head: str | None = None
     """Digest of the head that is live in the environment and would be replaced; None: nothing is live."""
+    replaces: Replaced | None = None
+    """What is live in the environment now; None: not known."""
     confirmed: str | None = None
     """The environment that the caller confirmed by name (``--confirm``)."""
     in_history: bool | None = None
@@ -87,9 +99,10 @@ def judge(situation: Situation) -> list[Check]:
     """Judge a promotion: one check for each requirement, always in this order.
 
     ``bytes``, ``blocked``, ``keyring``; what must be signed (``provenance``, ``evaluation:<suite>``,
-    ``attestation:<type>``, ``approvals``); ``age:<suite>`` and ``floor:<suite>/<scorer>`` for each evaluation;
-    ``soak``; ``freeze``; ``lint:<rule>``; ``rollback-target``; ``confirm``. Requirements that the gate does not
-    have are left out. What an approver has overridden (``overrides.py``) is a warning that says so.
+    ``attestation:<type>``, ``approvals``); ``age:<suite>``, ``floor:<suite>/<scorer>`` and
+    ``no-worse:<suite>/<scorer>`` for each evaluation; ``soak``; ``freeze``; ``lint:<rule>``; ``rollback-target``;
+    ``confirm``. Requirements that the gate does not have are left out. What an approver has overridden
+    (``overrides.py``) is a warning that says so.
     """
     return [
         _bytes(situation),
@@ -210,7 +223,64 @@ def _exam(situation: Situation, requirement: EvaluationRequirement) -> list[Chec
         verdict = worst(v for v, _ in judged)
         why = next(why for v, why in judged if v == verdict)
         checks.append(Check(name, verdict, why, "" if verdict == "pass" else _floor_fix(verdict, again)))
+    return [*checks, *_margins(situation, requirement, newest, again)]
+
+
+def _margins(
+    situation: Situation,
+    requirement: EvaluationRequirement,
+    newest: Mapping[str, Sequence[EvaluationResult]],
+    again: str,
+) -> list[Check]:
+    """Judge by the signed comparisons whether it is no worse than what is live; every evaluator's newest counts."""
+    place = f"{situation.app}:{situation.environment}"
+    fix = f"{again} --baseline {place}"
+    checks = []
+    for scorer, margin in sorted((requirement.no_worse or {}).items()):
+        name = f"no-worse:{requirement.suite}/{scorer}"
+        if situation.replaces is None:
+            checks.append(Check(name, "inconclusive", f"It is not known what is live in {place}."))
+            continue
+        live = situation.replaces.bundle
+        if live is None or live == situation.bundle:
+            why = f"Nothing is live in {place} yet." if live is None else f"It is what is live in {place}."
+            checks.append(Check(name, "pass", why))
+            continue
+        judged = [_no_worse(result, scorer, margin, live) for results in newest.values() for result in results]
+        verdict = worst(v for v, _ in judged)
+        why = next((why for v, why in judged if v == verdict), "There is no evaluation to judge it by.")
+        mend = "Improve the bundle, or have the app's owners widen the margin."
+        checks.append(Check(name, verdict, why, {"pass": "", "fail": mend}.get(verdict, fix)))
     return checks
+
+
+def _no_worse(result: EvaluationResult, scorer: str, margin: float, live: str) -> tuple[Verdict, str]:
+    comparison = result.comparison
+    if comparison is None:
+        return "inconclusive", "It was evaluated by itself, and not compared with what is live."
+    if comparison.baseline != live:
+        return (
+            "inconclusive",
+            f"It was compared with {comparison.baseline[:19]}, and {live[:19]} is live now.",
+        )
+    found = [score for score in comparison.scores if score.scorer == scorer and score.tag is None]
+    if len(found) != 1:
+        return "inconclusive", f"The comparison has {'no' if not found else 'more than one'} score {scorer!r}."
+    score = found[0]
+    if not result.complete or not score.low <= score.high:
+        return "inconclusive", f"The comparison by {scorer} is not whole."
+    said = f"{scorer} differs by [{score.low:+.3f}, {score.high:+.3f}] over {score.groups} groups of cases"
+    if score.groups < LEAST_GROUPS:
+        return "inconclusive", f"{said}; fewer than {LEAST_GROUPS} decide nothing{_more(score)}."
+    if score.low > -margin:
+        return "pass", f"{said}; the margin is {margin:g}."
+    if score.high < 0:
+        return "fail", f"{said}: worse, beyond the margin of {margin:g}."
+    return "inconclusive", f"{said}, which reaches below the margin of {margin:g}{_more(score)}."
+
+
+def _more(score: ComparedScore) -> str:
+    return f"; about {score.needed:,} groups would settle it" if score.needed is not None else ""
 
 
 def _age(

@@ -213,21 +213,34 @@ def next_keyring(current: VerifiedKeyring, data: bytes) -> VerifiedKeyring:
     """
     document, found, envelope = _read(data)
     what = f"Keyring {document.version}"
-    if document.version != current.version + 1:
-        raise VerificationFailed(f"{what} does not follow keyring {current.version}.")
-    if document.previous != current.digest:
-        raise VerificationFailed(
-            f"{what} follows another keyring {current.version} than the trusted one.",
-            why=f"It names {document.previous}; the trusted one is {current.digest}.",
-        )
+    _check_follows(current, document, what)
     before = current.document
     _check_threshold(envelope, before.root, before, what, f"the root of keyring {current.version}")
     _check_threshold(envelope, document.root, document, what, "its own root")
-    for principal, entry in before.principals.items():
-        _check_entry(what, principal, entry, document.principals.get(principal))
-    for name, app in before.apps.items():
-        _check_app(what, name, app, document.apps.get(name))
+    _check_kept(before, document, what)
     return VerifiedKeyring(document, found, data, current.registry)
+
+
+def check_successor(current: VerifiedKeyring, document: Keyring) -> None:
+    """Check an unsigned document as version N+1, by every rule of :func:`next_keyring` but the signatures.
+
+    Raises:
+        VerificationFailed: one of them does not hold.
+    """
+    check_keyring(document)
+    what = f"Keyring {document.version}"
+    _check_follows(current, document, what)
+    _check_kept(current.document, document, what)
+
+
+def unsigned(current: VerifiedKeyring, document: Keyring) -> VerifiedKeyring:
+    """Give a successor as if it were signed, to ask what would follow from it. Nothing may be trusted by it.
+
+    Raises:
+        VerificationFailed: it breaks a rule.
+    """
+    check_successor(current, document)
+    return VerifiedKeyring(document, keyring_digest(document), b"", current.registry)
 
 
 def check_keyring(document: Keyring) -> None:
@@ -298,6 +311,23 @@ def _read(data: bytes) -> tuple[Keyring, str, Envelope]:
     document = open_document(envelope, KEYRING_PAYLOAD_TYPE, Keyring, "The keyring")
     check_keyring(document)
     return document, digest(payload_of(envelope)), envelope
+
+
+def _check_follows(current: VerifiedKeyring, document: Keyring, what: str) -> None:
+    if document.version != current.version + 1:
+        raise VerificationFailed(f"{what} does not follow keyring {current.version}.")
+    if document.previous != current.digest:
+        raise VerificationFailed(
+            f"{what} follows another keyring {current.version} than the trusted one.",
+            why=f"It names {document.previous}; the trusted one is {current.digest}.",
+        )
+
+
+def _check_kept(before: Keyring, after: Keyring, what: str) -> None:
+    for principal, entry in before.principals.items():
+        _check_entry(what, principal, entry, after.principals.get(principal))
+    for name, app in before.apps.items():
+        _check_app(what, name, app, after.apps.get(name))
 
 
 def _check_threshold(envelope: Envelope, root: Signers, keyring: Keyring, what: str, whose: str) -> None:

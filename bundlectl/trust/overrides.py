@@ -1,6 +1,6 @@
 """Overrides: which checks of a gate an approver may set aside for one promotion, and whether one did. DESIGN 6.
 
-Only what is judged at promotion alone can be set aside: ages, floors, soak, freezes and lint rules. What
+Only what is judged at promotion alone can be set aside: ages, floors, margins, soak, freezes and lint rules. What
 resolvers judge again (signatures, required evidence, blocks, bytes), root's expiry, the rollback target and the
 question whether this environment is meant cannot: an override that names them has no effect.
 """
@@ -28,6 +28,7 @@ def waivable(gate: Gate) -> list[str]:
     for requirement in gate.evaluations:
         names.append(f"age:{requirement.suite}")
         names += [f"floor:{requirement.suite}/{scorer}" for scorer in sorted(requirement.floors)]
+        names += [f"no-worse:{requirement.suite}/{scorer}" for scorer in sorted(requirement.no_worse or {})]
     names += ["soak"] if gate.soak else []
     names += ["freeze"] if gate.freezes else []
     return names + [f"lint:{rule}" for rule in gate.forbid_lint]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bundlectl.model.attestation import (
     APPROVAL,
@@ -177,3 +179,29 @@ def new_policy(app: str, evaluations: Sequence[EvaluationRequirement]) -> Policy
     document = Policy(app=app, version=1, environments=default_gates(evaluations))
     check_policy(document)
     return document
+
+
+def policy_differences(before: Policy | None, after: Policy) -> list[str]:
+    """Say, line by line, what a policy changes: what owners read before they sign."""
+    old = _leaves({name: gate.form() for name, gate in before.environments.items()} if before else {})
+    new = _leaves({name: gate.form() for name, gate in after.environments.items()})
+    gone = sorted(set(before.environments) - set(after.environments)) if before else []
+    come = sorted(set(after.environments) - set(before.environments if before else {}))
+    lines = [f"environment {name} is gone" for name in gone] + [f"new environment {name}" for name in come]
+    for path in sorted(old.keys() | new.keys()):
+        if path.split(".")[0] in gone or old.get(path) == new.get(path):
+            continue
+        was, becomes = (json.dumps(leaves[path]) if path in leaves else "absent" for leaves in (old, new))
+        lines.append(f"{path}: {becomes}" if path.split(".")[0] in come else f"{path}: {was} -> {becomes}")
+    return lines
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Flatten a JSON value to its leaves by path; an empty list or object is a leaf."""
+    if isinstance(value, dict) and (value or not path):
+        pairs = [(f"{path}.{key}" if path else str(key), child) for key, child in value.items()]
+    elif isinstance(value, list) and value:
+        pairs = [(f"{path}[{n}]", child) for n, child in enumerate(value)]
+    else:
+        return {path: value}
+    return {leaf: found for name, child in pairs for leaf, found in _leaves(child, name).items()}
