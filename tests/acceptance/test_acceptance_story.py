@@ -1,6 +1,6 @@
 """The whole story of an app on the real command line, every step a process of its own, outputs read as JSON.
 
-Each verb runs once at least as `python -m bundlectl`; what repeats is forked from a process that has it imported.
+Most are forked from a process that has bundlectl imported; the README's tour starts each anew.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def test_story(tmp_path: Path) -> None:
     assert start.quick("init", APP, "--app", APP, code=2) is None, "nothing that is there is replaced"
 
     # ---- the first version, through every environment
-    valid = work.json("validate", ".")
+    valid = work.quick("validate", ".")
     first = work.json("build", ".")
     assert first["bundle"] == valid["bundle"]
     assert first["reference"] == f"{APP}@{first['bundle']}"
@@ -35,7 +35,7 @@ def test_story(tmp_path: Path) -> None:
     refused = work.warm("promote", ".", "--to", "staging", "--reason", "too early", "-o", "json", code=3)
     assert refused.error["error"] == "gate_not_passed"
     assert "eval" in refused.error["fix"]
-    [evaluated] = work.json("eval", ".")
+    [evaluated] = work.quick("eval", ".")
     assert evaluated["result"]["verdict"] == "pass"
     assert DIGEST.fullmatch(evaluated["attestation"])
 
@@ -47,11 +47,11 @@ def test_story(tmp_path: Path) -> None:
     to_prod = ("promote", f"{APP}:staging", "--to", "prod", "--reason", "first", "--confirm", "prod")
     plan = work.quick(*to_prod, "--plan", "--plan-file", "plan.json")
     assert (plan.get("released"), plan["plan"]["verdict"]) == (None, "pass")
-    assert work.json(*to_prod, "--plan-file", "plan.json")["released"]["serial"] == 1
+    assert work.quick(*to_prod, "--plan-file", "plan.json")["released"]["serial"] == 1
     stale = work.warm(*to_prod, "--plan-file", "plan.json", "-o", "json", code=5)
     assert "stale" in stale.error["message"]
 
-    before = work.json("ask", f"{APP}:prod", *CALLER, QUESTION)
+    before = work.quick("ask", f"{APP}:prod", *CALLER, QUESTION)
     assert "30 days" in before["answer"]["output"]["answer"]
     assert before["answer"]["release"]["bundle"] == first["bundle"]
     assert before["answer"]["citations"]
@@ -60,22 +60,22 @@ def test_story(tmp_path: Path) -> None:
     work.edit("prompts/answer.yaml", "and from nothing else", "and only from them")
     work.edit("documents/returns.md", "within 30 days of delivery", "within 45 days of delivery")
     work.edit("evals/hello.jsonl", '"30 days"', '"45 days"')
-    indexed = work.json("index", "build", "indexes/help.yaml", "--pin", ".")
+    indexed = work.quick("index", "build", "indexes/help.yaml", "--pin", ".")
     assert indexed["changed"]
     assert indexed["snapshot"] != made["snapshot"]
     assert indexed["snapshot"] in (work.folder / "bundle.yaml").read_text()
     second = work.quick("build", ".")
     assert second["bundle"] != first["bundle"]
-    [evaluated] = work.json("eval", ".")
+    [evaluated] = work.quick("eval", ".")
     assert evaluated["result"]["verdict"] == "pass"
     work.quick("promote", ".", "--to", "staging", "--reason", "45 days")
-    released = work.json("promote", ".", "--to", "prod", "--reason", "45 days", "--confirm", "prod")["released"]
+    released = work.quick("promote", ".", "--to", "prod", "--reason", "45 days", "--confirm", "prod")["released"]
     assert (released["serial"], released["previous_bundle"]) == (2, first["bundle"])
-    after = work.json("ask", f"{APP}:prod", *CALLER, QUESTION)
+    after = work.quick("ask", f"{APP}:prod", *CALLER, QUESTION)
     assert "45 days" in after["answer"]["output"]["answer"]
 
     # ---- what changed, and did it reach the answer
-    difference = work.json("diff", f"{APP}:prod@1", f"{APP}:prod")
+    difference = work.quick("diff", f"{APP}:prod@1", f"{APP}:prod")
     assert {"prompts", "retrieval"} <= {part["component"] for part in difference["components"] if part["changed"]}
     assert [change["section"][-1] for change in difference["documents"]] == ["How long you have"]
     assert work.warm("diff", f"{APP}:prod@1", f"{APP}:prod", "--exit-code", code=7).out
@@ -83,7 +83,7 @@ def test_story(tmp_path: Path) -> None:
     receipts = [before["answer"]["receipt"], after["answer"]["receipt"]]
     listed = work.quick("receipts", "list")
     assert {item["id"] for item in listed["receipts"]} == set(receipts)
-    explained = work.json("explain", *receipts)
+    explained = work.quick("explain", *receipts)
     rows = {row["question"]: row for row in explained["rows"]}
     assert len(rows) >= 8
     assert explained["same_answer"] == "no"
@@ -93,13 +93,13 @@ def test_story(tmp_path: Path) -> None:
     # ---- back
     back = work.json("rollback", f"{APP}:prod", "--reason", "45 was wrong", "--confirm", "prod")
     assert (back["released"]["serial"], back["released"]["bundle"], back["returned_to"]) == (3, first["bundle"], 1)
-    history = work.json("history", f"{APP}:prod", "--verify")
+    history = work.quick("history", f"{APP}:prod", "--verify")
     assert [(e["serial"], e["action"], e["verified"]) for e in history["entries"]] == [
         (3, "rollback", True),
         (2, "promotion", True),
         (1, "promotion", True),
     ]
-    live = {one["environment"]: one for one in work.json("status")["environments"]}
+    live = {one["environment"]: one for one in work.quick("status")["environments"]}
     assert {name: one["bundle"] for name, one in live.items()} == {
         "dev": first["bundle"],
         "staging": second["bundle"],
@@ -108,13 +108,13 @@ def test_story(tmp_path: Path) -> None:
     assert live["prod"]["rollback_target"] == second["bundle"]
 
     # ---- carried to another registry: the digest stays, and strangers' signatures do not count there
-    exported = work.json("export", second["reference"], "oci:../layout")
+    exported = work.quick("export", second["reference"], "oci:../layout")
     assert exported["attestations"] >= 2
     assert work.quick("verify", "oci:../layout")["bundle"] == second["bundle"]
     start.quick("keyring", "init", "--app", APP, "--registry", "other/registry")
-    imported = start.json("import", "oci:layout", "--registry", "other/registry")
+    imported = start.quick("import", "oci:layout", "--registry", "other/registry")
     assert imported["reference"] == second["reference"]
-    there = start.json("verify", second["reference"], "--registry", "other/registry")
+    there = start.quick("verify", second["reference"], "--registry", "other/registry")
     assert there["bundle"] == second["bundle"]
     assert there["attestations"] == []
     assert len(there["set_aside"]) == exported["attestations"]
