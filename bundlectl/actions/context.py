@@ -122,6 +122,10 @@ class Context:
             self._located = locate(self.registry_url, expected)
         return self._located
 
+    def use(self, located: Located) -> None:
+        """Take the registry to be there, without asking."""
+        self._located = located
+
     @cached_property
     def registry(self) -> Registry:
         """The registry.

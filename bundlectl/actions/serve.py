@@ -11,6 +11,7 @@ import uvicorn
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.listening import Graceful, address_of, bind
+from bundlectl.actions.locating import locate_to_serve
 from bundlectl.actions.opening import read_pin
 from bundlectl.actions.routing import input_key, receipts_folder
 from bundlectl.inference.embeddings import open_embedder
@@ -56,7 +57,8 @@ def serve(ctx: Context, environments: Sequence[str], *, host: str, port: int, po
 
 async def _serve(ctx: Context, refs: Sequence[EnvironmentReference], host: str, port: int, poll: float) -> None:
     # Not ctx.registry: a folder that is away now may come back, and until then the last good serves.
-    registry = Registry(open_store(ctx.registry_url), on_warning=ctx.reporter.warn)
+    locate_to_serve(ctx, [(ref.app, ref.environment) for ref in refs])
+    registry = Registry(open_store(ctx.locate().url), on_warning=ctx.reporter.warn)
     pin = read_pin(ctx)
     async with AsyncExitStack() as stack:
         session = open_session()
@@ -123,6 +125,7 @@ async def _follow(
         poll=poll,
         clock=ctx.clock,
         on_event=lambda event: _told(ctx, str(ref), event),
+        witness=lambda: ctx.locate().witness(ref.app, ref.environment),
     )
     await resolver.start()
     stack.push_async_callback(resolver.stop)

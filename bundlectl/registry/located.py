@@ -113,6 +113,13 @@ def locate(uri: str, expected: Sequence[Environment] = ()) -> Located:
     return Located(locator.url, name=name, locator=locator, parameters=parameters, read=read)
 
 
+def recalled(name: str, locator: Locator) -> Located:
+    """Give a registry as it was found before, when Parameter Store cannot be asked where it is now."""
+    from bundlectl.storage.ssm import ParameterStore
+
+    return Located(locator.url, name=name, locator=locator, parameters=ParameterStore())
+
+
 def publish(uri: str, locator: Locator) -> None:
     """Write where a registry is and what pins its keyring: an administrator's permission.
 

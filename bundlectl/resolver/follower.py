@@ -11,9 +11,11 @@ from datetime import datetime, timedelta
 
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import BackendUnavailable, BundlectlError, NotFound, VerificationFailed
+from bundlectl.registry.layout import Place
 from bundlectl.registry.pack import pack, unpack
 from bundlectl.registry.registry import Registry
 from bundlectl.registry.releases import HeadState
+from bundlectl.registry.witness import Witness, check_witness, contradiction
 from bundlectl.resolver.keyrings import keyring_chain, open_chain
 from bundlectl.resolver.lastgood import LastGood, Saved
 from bundlectl.resolver.trusted import (
@@ -58,6 +60,7 @@ class Follower:
         pin: digest of the keyring that is trusted outright.
         lastgood: where to remember; None to forget at exit.
         clock: the wall clock.
+        witness: asks what was released last, of whoever saw it; believed in nothing but in raising an alarm.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Follower:
         *,
         lastgood: LastGood | None,
         clock: Callable[[], datetime],
+        witness: Callable[[], Witness | None] | None = None,
     ) -> None:
         self._registry = registry
         self._app = app
@@ -86,6 +90,9 @@ class Follower:
         self._candidate: tuple[str, VerifiedBundle] | None = None
         self._held: Bundle | None = None
         self._doubts: list[str] = []
+        self._ask_witness = witness
+        self._witnessed: Witness | None = None
+        self._unheard = False
 
     @property
     def keyring(self) -> VerifiedKeyring:
@@ -129,6 +136,7 @@ class Follower:
             candidate = self._look()
         except BundlectlError as caught:
             error = caught
+        self._compare_with_witness()
         try:
             alarms = self._judge_serving()
         except (Blocked, Expired) as stop:
@@ -157,6 +165,7 @@ class Follower:
             self._advance()
         else:
             asked = False
+        self._hear_witness()
         head = self._changed_head()
         if head is None:
             return None
@@ -179,11 +188,39 @@ class Follower:
             return releases.head_if_changed(self._app, self._environment, self._tag)
         head = releases.read_head(self._app, self._environment)
         if head is None:
+            check_witness(self._witnessed, None, None, self._app, self._environment)
             raise NotFound(
                 f"Nothing is released in {self._app}:{self._environment}.",
                 fix=f"Promote a bundle: bundlectl promote REF --to {self._environment} --reason TEXT",
             )
         return head
+
+    def _hear_witness(self) -> None:
+        """Ask the witness once, before the first head that is read without a trusted state.
+
+        With a state, an older head is refused by the rules; without one, only the witness knows better.
+        """
+        if self._ask_witness is None:
+            return
+        if self._state is not None and not self._unheard:
+            self._ask_witness = None
+            return
+        try:
+            self._witnessed = self._ask_witness()
+        except (BackendUnavailable, VerificationFailed) as error:
+            self._unheard = True
+            self._doubts.append(f"Whether an older head was put back is not known: {error.what} {error.why}".strip())
+        else:
+            self._ask_witness = None
+
+    def _compare_with_witness(self) -> None:
+        state = self._state
+        if state is not None:
+            why = contradiction(self._witnessed, Place(state.epoch, state.serial), state.head)
+            if why is None:
+                self._witnessed = None
+            else:
+                self._doubts.append(f"The head of {self._app}:{self._environment} was put back, or is lost. {why}")
 
     def _bundle(self, digest_: str) -> Bundle:
         if self._held is None or self._held.digest != digest_:

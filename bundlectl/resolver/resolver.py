@@ -21,6 +21,7 @@ from typing import Generic, Literal, TypeVar
 
 from bundlectl.model.errors import BackendUnavailable, BundlectlError, VerificationFailed
 from bundlectl.registry.registry import Registry
+from bundlectl.registry.witness import Witness
 from bundlectl.resolver.follower import Follower, Step
 from bundlectl.resolver.lastgood import LastGood
 from bundlectl.resolver.trusted import VerifiedBundle
@@ -97,6 +98,8 @@ class Resolver(Generic[T]):
         poll: seconds between polls.
         clock: the wall clock, in UTC.
         on_event: told on the loop; must not block.
+        witness: asks what was released last, of a place that whoever writes to the registry cannot write to. Asked
+            once, by a resolver that starts without a last good: ahead of head, it is an alarm.
     """
 
     def __init__(
@@ -111,16 +114,18 @@ class Resolver(Generic[T]):
         poll: float = 5.0,
         clock: Callable[[], datetime] = _utc_now,
         on_event: Callable[[Event], None] = _silent,
+        witness: Callable[[], Witness | None] | None = None,
     ) -> None:
         self.name = f"{app}:{environment}"
         self.status = Status()
         lastgood = LastGood(state_dir, app, environment) if state_dir is not None else None
-        self._follower = Follower(registry, app, environment, pin, lastgood=lastgood, clock=clock)
+        self._follower = Follower(registry, app, environment, pin, lastgood=lastgood, clock=clock, witness=witness)
         self._prepare = prepare
         self._poll = poll
         self._clock = clock
         self._on_event = on_event
         self._told: dict[str, str] = {}
+        self._doubts: tuple[str, ...] = ()
         self._current: T | None = None
         self._prepared: T | None = None
         self._absent: BundlectlError = VerificationFailed(
@@ -238,7 +243,7 @@ class Resolver(Generic[T]):
     async def _serve(self, bundle: VerifiedBundle, source: Literal["registry", "last_good"]) -> None:
         prepared = await self._prepare(bundle)
         self._prepared = self._current = prepared
-        alarms = bundle.release.alarms if bundle.release else ()
+        alarms = (*(bundle.release.alarms if bundle.release else ()), *self._doubts)
         self.status = replace(
             self.status,
             source=source,
@@ -262,6 +267,7 @@ class Resolver(Generic[T]):
         now = {f"alarm {alarm}" for alarm in (*step.alarms, *step.doubts)}
         for slot in [slot for slot in self._told if slot.startswith("alarm ") and slot not in now]:
             del self._told[slot]
+        self._doubts = step.doubts
         for alarm in (*step.alarms, *step.doubts):
             self._tell("alarm", alarm)
         if step.stop is not None:
