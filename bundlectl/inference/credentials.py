@@ -1,4 +1,7 @@
-"""Credential references to values: ``env:NAME`` and ``file:/path``. Values reach no error, log or receipt."""
+"""Credential references to values, which reach no error, log or receipt.
+
+``env:NAME``, ``file:/path``, ``aws-sm:SECRET`` (``#FIELD`` behind it: one field of a JSON object), ``ssm:/PARAMETER``.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ MAX_CREDENTIAL = 64 * 1024
 
 
 def resolve_credential(reference: str, environ: Mapping[str, str]) -> str:
-    """Fetch the value that a binding refers to; white space around it is dropped.
+    """Fetch the value that a binding refers to; white space around it is dropped. It may wait for AWS.
 
     Args:
-        reference: ``env:NAME`` or ``file:/path``.
+        reference: ``env:``, ``file:``, ``aws-sm:`` or ``ssm:``.
         environ: the process's environment variables.
 
     Raises:
-        NotFound: the variable or file is missing or empty.
-        UsageError: the scheme is not supported in this version.
+        NotFound: what it names is missing or empty.
+        UsageError: it may not be read, or is no value of one line.
+        BackendUnavailable: AWS cannot be reached.
     """
     scheme, _, rest = reference.partition(":")
     if scheme == "env":
@@ -32,10 +36,13 @@ def resolve_credential(reference: str, environ: Mapping[str, str]) -> str:
             )
         return value
     if scheme == "file":
-        return _from_file(Path(rest), reference)
+        return _one_line(_from_file(Path(rest), reference), reference)
+    if scheme in ("aws-sm", "ssm"):
+        from bundlectl.inference.aws_secrets import fetch_secret
+
+        return _one_line(fetch_secret(reference, environ), reference)
     raise UsageError(
-        f"The credential {reference} cannot be fetched: {scheme}: is not in this version.",
-        fix="Bind env:NAME or file:/path.",
+        f"The credential {reference} has no known scheme.", fix="Bind env:NAME, file:/path, aws-sm:NAME or ssm:/NAME."
     )
 
 
@@ -43,15 +50,19 @@ def _from_file(path: Path, reference: str) -> str:
     try:
         if path.stat().st_size > MAX_CREDENTIAL:
             raise UsageError(f"The file of the credential {reference} is too large to be a credential.")
-        value = path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise NotFound(
             f"The credential {reference} cannot be read.",
             why=error.strerror or "" if isinstance(error, OSError) else "It is not UTF-8 text.",
             fix="Check that the file is there and that this process may read it.",
         ) from error
+
+
+def _one_line(text: str, reference: str) -> str:
+    value = text.strip()
     if not value:
-        raise NotFound(f"The file of the credential {reference} is empty.")
+        raise NotFound(f"The credential {reference} is empty.")
     if "\n" in value or "\r" in value:
         raise UsageError(f"The credential {reference} holds more than one line.", fix="Keep only the value in it.")
     return value

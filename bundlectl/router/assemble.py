@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bundlectl.inference.credentials import resolve_credential
 from bundlectl.inference.prices import PriceBook, open_price_book
@@ -139,7 +139,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         VerificationFailed: the bundle refers to something it lacks, or an access case is decided otherwise than it
             expects.
         SourceError: a template, pattern, policy or schema does not compile.
-        UsageError: a model has no address in this environment, or its provider is not in this version.
+        UsageError: a model has no address in this environment, or its parameters or bindings do not fit.
         NotFound: a credential, an index or the price book that was asked for is missing.
         BackendUnavailable: an index cannot be opened.
     """
@@ -267,13 +267,18 @@ def _task(name: str, parts: Components, made: _Made, indexes: Mapping[str, LiveI
 def _route(name: str, route: Route, parts: Components, bindings: Bindings, world: World) -> CompiledRoute:
     model = parts.models[route.model]
     disabled = route.model in bindings.disabled_models
-    make = world.make_provider or make_provider
     binding = bindings.models.get(route.model) or ModelBinding()
+    if disabled:
+        provider = None
+    elif world.make_provider is not None:
+        provider = world.make_provider(route.model, model, binding, world)
+    else:
+        provider = make_provider(route.model, model, binding, world, bindings.guards)
     return CompiledRoute(
         name=name,
         model_name=route.model,
         model=model,
-        provider=None if disabled else make(route.model, model, binding, world),
+        provider=provider,
         timeout=seconds(route.timeout),
         first_token=seconds(route.first_token) if route.first_token else None,
         retries=route.retries,
@@ -282,17 +287,23 @@ def _route(name: str, route: Route, parts: Components, bindings: Bindings, world
     )
 
 
-def make_provider(name: str, model: Model, binding: ModelBinding, world: World) -> Provider:
-    """Open the provider of one model at its bound address.
+def make_provider(
+    name: str, model: Model, binding: ModelBinding, world: World, guards: Mapping[str, Mapping[str, Any]]
+) -> Provider:
+    """Open the provider of one model at its bound address; it may wait for AWS, so not on the event loop.
 
     Raises:
-        UsageError: it has no address here, or its provider is not in this version.
+        UsageError: it has no address here, or what is bound or set for it does not fit its provider.
         NotFound: its credential is missing.
+        BackendUnavailable: who gives its credential cannot be reached.
     """
     if model.provider == "extractive":
         from bundlectl.inference.extractive import ExtractiveProvider
 
         return ExtractiveProvider()
+    if world.session is None:
+        raise UsageError(f"Model {name} is reached over HTTP, and no HTTP session was opened for it.")
+    credential = resolve_credential(binding.credential, world.environ) if binding.credential else None
     if model.provider == "openai":
         from bundlectl.inference.openai import OpenAIProvider
 
@@ -302,14 +313,14 @@ def make_provider(name: str, model: Model, binding: ModelBinding, world: World) 
                 why="Where texts are sent is never guessed.",
                 fix=f"Bind models.{name}.base_url, e.g. https://vllm.internal/v1, or list {name} in disabled_models.",
             )
-        if world.session is None:
-            raise UsageError(f"Model {name} is reached over HTTP, and no HTTP session was opened for it.")
-        credential = resolve_credential(binding.credential, world.environ) if binding.credential else None
         return OpenAIProvider(world.session, binding.base_url, credential)
-    raise UsageError(
-        f"Model {name} cannot be called: provider {model.provider} is not in this version.",
-        fix=f"List {name} in the bindings' disabled_models, so that its routes fall back.",
-    )
+    if model.provider == "bedrock":
+        from bundlectl.inference.bedrock import open_bedrock
+
+        return open_bedrock(name, model, binding, guards, world.session, world.environ, credential)
+    from bundlectl.inference.sagemaker import open_sagemaker
+
+    return open_sagemaker(name, binding, world.session, world.environ)
 
 
 async def _open_indexes(parts: Components, bindings: Bindings, world: World) -> dict[str, LiveIndex]:

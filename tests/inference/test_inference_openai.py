@@ -52,9 +52,7 @@ async def test_a_reply_with_usage_and_the_returned_model(provider: OpenAIProvide
     assert fake.headers[0]["Authorization"] == "Bearer sk-secret"
 
 
-async def test_a_schema_is_sent_and_parameters_may_replace_its_form(
-    provider: OpenAIProvider, fake: FakeModels
-) -> None:
+async def test_a_schema_is_sent_and_parameters_may_replace_its_form(provider: OpenAIProvider, fake: FakeModels) -> None:
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
     await provider.generate(call(schema=schema))
     assert fake.requests[0]["response_format"]["json_schema"]["schema"] == schema

@@ -1,0 +1,275 @@
+"""AWS model services over the shared HTTP session: where they are, signed requests, event streams, their errors.
+
+botocore finds the address and the credentials, signs (SigV4) and decodes event streams; it opens no connection
+for a call. What a service says in an error is never quoted, only its code: messages may repeat the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.eventstream import EventStreamBuffer, ParserError
+from botocore.exceptions import BotoCoreError
+from pydantic_core import from_json, to_json
+from yarl import URL
+
+from bundlectl.inference.aws_credentials import AwsCredentials, aws_session
+from bundlectl.inference.http import MAX_ERROR, MAX_REPLY, failures, read_capped, retry_after
+from bundlectl.inference.provider import ErrorKind, ProviderError
+from bundlectl.model.errors import UsageError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+KINDS: Final[Mapping[str, ErrorKind]] = {
+    "throttling": "throttled",
+    "toomanyrequests": "throttled",
+    "servicequotaexceeded": "throttled",
+    "modeltimeout": "timeout",
+    "modelnotready": "unavailable",
+    "modelerror": "unavailable",
+    "serviceunavailable": "unavailable",
+    "internalserver": "unavailable",
+    "internalfailure": "unavailable",
+    "internaldependency": "unavailable",
+    "modelstreamerror": "broken_stream",
+    "internalstreamfailure": "broken_stream",
+    "accessdenied": "refused",
+    "validation": "refused",
+    "resourcenotfound": "refused",
+}
+"""What the services' error codes mean, in lower case and without "Exception" or "Error" at their end as it stands
+in the services' models; codes that are not here go by their status."""
+
+
+class AwsService:
+    """One service in one region."""
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        url: str,
+        *,
+        signing_name: str,
+        region: str,
+        credentials: AwsCredentials | None,
+        bearer: str | None = None,
+    ) -> None:
+        """Take the address, and either credentials to sign with or an API key to send as a bearer token."""
+        self.region: Final = region
+        self._http = http
+        self._url = url.rstrip("/")
+        self._signing_name = signing_name
+        self._credentials = credentials
+        self._bearer = bearer
+
+    async def post(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], what: str
+    ) -> aiohttp.ClientResponse:
+        """Post JSON, signed, and give the response once its headers are there with status 200; release it.
+
+        Args:
+            path: percent-encoded, see :func:`path_part`.
+            body: what to send.
+            headers: the operation's own.
+            what: the model, in errors. The caller holds the deadline.
+
+        Raises:
+            ProviderError: any other status, no credentials, or a failure of the connection.
+        """
+        url = self._url + path
+        data = to_json(body)
+        sent = await self._authorized(url, data, {"Content-Type": "application/json", **headers}, what)
+        with failures(what):
+            response = await self._http.post(
+                URL(url, encoded=True),  # the signature holds for the path as it is written
+                data=data,
+                headers=sent,
+                allow_redirects=False,
+            )
+            if response.status == 200:
+                return response
+            try:
+                raise await _refusal(response, what)
+            finally:
+                response.release()
+
+    async def _authorized(self, url: str, data: bytes, headers: Mapping[str, str], what: str) -> dict[str, str]:
+        if self._credentials is None:
+            return {**headers, "Authorization": f"Bearer {self._bearer}"}
+        keys = await self._credentials.current(what)
+        request = AWSRequest(method="POST", url=url, data=data, headers=headers)
+        SigV4Auth(keys, self._signing_name, self.region).add_auth(request)
+        return dict(request.headers.items())
+
+
+def open_service(
+    http: aiohttp.ClientSession,
+    service: str,
+    *,
+    region: str | None,
+    endpoint: str | None,
+    environ: Mapping[str, str],
+    bearer: str | None = None,
+) -> AwsService:
+    """Find a service's address and the credentials for it; reads files and may ask the network, so not on the loop.
+
+    Args:
+        http: the session that calls go through.
+        service: as botocore names it: ``bedrock-runtime`` or ``sagemaker-runtime``.
+        region: the bound one; else ``AWS_REGION``, else that of the AWS configuration.
+        endpoint: the bound address; else ``AWS_ENDPOINT_URL_<SERVICE>`` and the AWS configuration, else the service's.
+        environ: the process's environment variables.
+        bearer: an API key, sent in place of a signature.
+
+    Raises:
+        UsageError: there is no region, or the AWS configuration is wrong.
+        NotFound: there are no credentials.
+        BackendUnavailable: who gives the credentials cannot be reached.
+    """
+    session = aws_session(http)
+    try:
+        client = session.botocore.create_client(
+            service,
+            region_name=region or environ.get("AWS_REGION") or session.botocore.get_config_variable("region"),
+            endpoint_url=endpoint,
+            # Only to learn where the service is: with keys of its own the client looks for none, and it never signs.
+            aws_access_key_id="unused",
+            aws_secret_access_key="unused",  # noqa: S106
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(
+            f"It is not known where {service} is.",
+            why=str(error),
+            fix="Bind the model's region, or set AWS_REGION; check AWS_ENDPOINT_URL and the AWS profile.",
+        ) from error
+    return AwsService(
+        http,
+        client.meta.endpoint_url,
+        signing_name=client.meta.service_model.signing_name,
+        region=client.meta.region_name,
+        credentials=None if bearer else session.credentials(),
+        bearer=bearer,
+    )
+
+
+def path_part(name: str) -> str:
+    """Encode a name as one part of a path, as AWS clients do."""
+    return quote(name, safe="-._~")
+
+
+# ---------------------------------------------------------------- event streams
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message of an event stream. ``size`` in bytes, as it was sent."""
+
+    headers: Mapping[str, Any]
+    payload: bytes
+    size: int
+
+
+async def read_frames(response: aiohttp.ClientResponse, what: str) -> AsyncGenerator[Frame, None]:
+    """Give the frames of an ``application/vnd.amazon.eventstream`` body, their checksums verified.
+
+    Raises:
+        ProviderError: ``invalid``: not such a body, or a frame is too large; ``broken_stream``: it ends within one.
+    """
+    buffer = EventStreamBuffer()
+    pending = 0
+    async for part in response.content.iter_any():
+        buffer.add_data(part)
+        pending += len(part)
+        while (frame := _next_frame(buffer, what)) is not None:
+            pending -= frame.size
+            yield frame
+        if pending > MAX_REPLY:
+            raise ProviderError("invalid", f"{what}: a frame of the stream is larger than {MAX_REPLY} bytes.")
+    if pending:
+        raise ProviderError("broken_stream", f"{what}: the stream was cut within a frame.", why="cut within a frame")
+
+
+def _next_frame(buffer: EventStreamBuffer, what: str) -> Frame | None:
+    try:
+        found: Any = next(buffer, None)
+    except (ParserError, struct.error, LookupError, ValueError) as error:
+        why = type(error).__name__
+        raise ProviderError("invalid", f"{what}: a frame of the stream is damaged.", why=why) from error
+    return None if found is None else Frame(found.headers, found.payload, found.prelude.total_length)
+
+
+def event_of(frame: Frame, what: str) -> tuple[str, bytes]:
+    """Give an event's type and payload.
+
+    Raises:
+        ProviderError: the frame carries an exception, in the vocabulary of errors; or ``invalid``: no type.
+    """
+    headers = frame.headers
+    message_type, event_type = headers.get(":message-type"), headers.get(":event-type")
+    if message_type == "event" and isinstance(event_type, str):
+        return event_type, frame.payload
+    if message_type not in ("exception", "error"):
+        raise ProviderError("invalid", f"{what}: a frame of the stream has no type.")
+    code = _clean(headers.get(":exception-type" if message_type == "exception" else ":error-code"))
+    details = _object(frame.payload)
+    kind = _kind(code, None, details)
+    if details.get("ErrorCode") == "ModelInvocationTimeExceeded":
+        kind = "timeout"
+    why = f"{code or 'an unnamed error'} in the stream"
+    raise ProviderError(kind, f"{what}: the stream carried {code or 'an error'}.", why=why)
+
+
+# ---------------------------------------------------------------- errors
+
+
+async def _refusal(response: aiohttp.ClientResponse, what: str) -> ProviderError:
+    status = response.status
+    details = _object(await read_capped(response, MAX_ERROR) or b"")
+    code = _clean(response.headers.get("x-amzn-errortype") or details.get("__type") or details.get("code"))
+    kind = _kind(code, status, details)
+    why = f"HTTP {status}" + (f", {code}" if code else "")
+    after = retry_after(response.headers) if kind != "refused" else None
+    return ProviderError(kind, f"{what} answered {why}.", why=why, retry_after=after)
+
+
+def _kind(code: str, status: int | None, details: Mapping[str, Any]) -> ErrorKind:
+    name = code.lower().removesuffix("exception")
+    if name not in KINDS:
+        name = name.removesuffix("error")
+    kind = KINDS.get(name)
+    if name == "modelerror":
+        original = details.get("OriginalStatusCode", details.get("originalStatusCode"))
+        return _by_status(original) if isinstance(original, int) and original >= 400 else "unavailable"
+    return kind or _by_status(status)
+
+
+def _by_status(status: int | None) -> ErrorKind:
+    if status == 429:
+        return "throttled"
+    if status is None or status >= 500 or status == 408:
+        return "unavailable"
+    return "refused"
+
+
+def _clean(code: Any) -> str:
+    """Give the bare code of ``namespace#Code:http://…``; nothing when it is none."""
+    name = code.partition(":")[0].rpartition("#")[2] if isinstance(code, str) else ""
+    return name if _CODE.fullmatch(name) else ""
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = from_json(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,140 @@
+"""Models on Amazon Bedrock through Converse and ConverseStream, with SigV4 or a Bedrock API key.
+
+A stream is whole when both messageStop and metadata have come; without either it is broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Final
+
+import aiohttp
+from pydantic import ValidationError
+
+from bundlectl.inference.aws import AwsService, event_of, open_service, path_part, read_frames
+from bundlectl.inference.aws_region import region_of
+from bundlectl.inference.converse import (
+    BedrockGuard,
+    Conversation,
+    ConverseParameters,
+    ConverseStream,
+    first_problem,
+    read_parameters,
+)
+from bundlectl.inference.http import deadline, failures, read_json
+from bundlectl.inference.provider import Delta, ModelCall, ModelReply
+from bundlectl.inference.streaming import stream_reply, whole_of
+from bundlectl.model.bindings import ModelBinding
+from bundlectl.model.components import Model
+from bundlectl.model.errors import UsageError
+
+PRICED_REGION: Final = "us-east-1"
+"""The price book names what is called in other regions with the region before it."""
+
+
+class BedrockProvider:
+    """One region; the model is named by each call, unless an inference profile takes its place."""
+
+    name: Final = "bedrock"
+    reads_prompt: Final = True
+    deterministic: Final = False
+
+    def __init__(self, service: AwsService, *, profile: str | None = None, guard: BedrockGuard | None = None) -> None:
+        """Take the service, the bound inference profile and the guardrail that every call names."""
+        self._service = service
+        self._profile = profile
+        self._guard = guard
+
+    async def generate(self, call: ModelCall) -> ModelReply:
+        """Make one attempt; a first-token deadline makes it a stream, as only streams have a first token."""
+        what = _name(call)
+        if call.first_token is not None:
+            return await whole_of(self.stream(call), what)
+        conversation = self._conversation(call)
+        async with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):
+            response = await self._post(conversation, "converse", stream=False)
+            try:
+                with failures(what):
+                    return conversation.reply(await read_json(response, what))
+            finally:
+                response.release()
+
+    def stream(self, call: ModelCall) -> AsyncGenerator[Delta, None]:
+        """Make one attempt, giving text as it comes; the last delta carries the whole reply."""
+        what = _name(call)
+        conversation = self._conversation(call)
+
+        async def read(response: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str, bytes], None]:
+            async for frame in read_frames(response, what):
+                yield event_of(frame, what)
+
+        async def begin() -> aiohttp.ClientResponse:
+            return await self._post(conversation, "converse-stream", stream=True)
+
+        return stream_reply(call, what, begin, read, ConverseStream(conversation))
+
+    def _conversation(self, call: ModelCall) -> Conversation:
+        called = self._called(call)
+        return Conversation(
+            call=call,
+            parameters=read_parameters(call, _name(call)),
+            guard=self._guard,
+            called=called if self._service.region == PRICED_REGION else f"{self._service.region}/{called}",
+            what=_name(call),
+        )
+
+    def _called(self, call: ModelCall) -> str:
+        return self._profile or call.model or ""
+
+    async def _post(self, conversation: Conversation, operation: str, *, stream: bool) -> aiohttp.ClientResponse:
+        path = f"/model/{path_part(self._called(conversation.call))}/{operation}"
+        return await self._service.post(path, conversation.body(stream=stream), {}, conversation.what)
+
+
+def open_bedrock(
+    name: str,
+    model: Model,
+    binding: ModelBinding,
+    guards: Mapping[str, Mapping[str, Any]],
+    http: aiohttp.ClientSession,
+    environ: Mapping[str, str],
+    api_key: str | None,
+) -> BedrockProvider:
+    """Open the provider of a model as it is bound; not on the event loop, see :func:`open_service`.
+
+    Raises:
+        UsageError: its parameters, the binding ``guards.bedrock`` or the AWS configuration do not fit.
+        NotFound: there are no credentials.
+        BackendUnavailable: who gives the credentials cannot be reached.
+    """
+    try:
+        ConverseParameters.model_validate(model.parameters)
+    except ValidationError as error:
+        known = ", ".join(ConverseParameters.model_fields)
+        raise UsageError(
+            f"The parameters of model {name} are not those of Bedrock models.",
+            why=first_problem(error),
+            fix=f"They are {known}; what only one model knows goes under 'additional'.",
+        ) from error
+    try:
+        guard = BedrockGuard.model_validate(guards["bedrock"]) if "bedrock" in guards else None
+    except ValidationError as error:
+        raise UsageError(
+            "The binding guards.bedrock does not name a guardrail.",
+            why=first_problem(error),
+            fix='Give its id and version, e.g. {id: abc123, version: "3"}.',
+        ) from error
+    service = open_service(
+        http,
+        "bedrock-runtime",
+        region=binding.region or region_of(binding.inference_profile) or region_of(model.model),
+        endpoint=binding.base_url,
+        environ=environ,
+        bearer=api_key,
+    )
+    return BedrockProvider(service, profile=binding.inference_profile, guard=guard)
+
+
+def _name(call: ModelCall) -> str:
+    return f"model {call.model}"

@@ -1,0 +1,115 @@
+"""Models in containers behind SageMaker endpoints that speak the OpenAI chat format, as vLLM, SGLang and LMI do.
+
+InvokeEndpoint gives whole replies. InvokeEndpointWithResponseStream carries the container's server-sent events in
+frames that are split anywhere; such a stream ends with the container's ``data: [DONE]``, or it is broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Final
+
+import aiohttp
+
+from bundlectl.inference.aws import AwsService, event_of, open_service, path_part, read_frames
+from bundlectl.inference.chat import ChatStream, ServerSentEvents, chat_body, chat_reply
+from bundlectl.inference.http import deadline, failures, read_json
+from bundlectl.inference.provider import Delta, ModelCall, ModelReply
+from bundlectl.inference.streaming import stream_reply, whole_of
+from bundlectl.model.bindings import ModelBinding
+from bundlectl.model.errors import UsageError
+
+
+class SageMakerProvider:
+    """One region; the endpoint is the call's model, unless a bound one takes its place."""
+
+    name: Final = "sagemaker"
+    reads_prompt: Final = True
+    deterministic: Final = False
+
+    def __init__(
+        self,
+        service: AwsService,
+        *,
+        endpoint: str | None = None,
+        inference_component: str | None = None,
+        target_variant: str | None = None,
+    ) -> None:
+        """Take the service, and the endpoint, inference component and variant that are bound."""
+        self._service = service
+        self._endpoint = endpoint
+        chosen = {
+            "X-Amzn-SageMaker-Inference-Component": inference_component,
+            "X-Amzn-SageMaker-Target-Variant": target_variant,
+        }
+        self._headers = {name: value for name, value in chosen.items() if value is not None}
+
+    async def generate(self, call: ModelCall) -> ModelReply:
+        """Make one attempt; a first-token deadline makes it a stream, as only streams have a first token."""
+        what = _name(call)
+        if call.first_token is not None:
+            return await whole_of(self.stream(call), what)
+        async with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):
+            response = await self._post(call, "invocations", stream=False)
+            try:
+                with failures(what):
+                    return chat_reply(await read_json(response, what), what)
+            finally:
+                response.release()
+
+    def stream(self, call: ModelCall) -> AsyncGenerator[Delta, None]:
+        """Make one attempt, giving text as it comes; the last delta carries the whole reply."""
+        what = _name(call)
+
+        async def read(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+            events = ServerSentEvents(what)
+            async for frame in read_frames(response, what):
+                kind, payload = event_of(frame, what)
+                if kind == "PayloadPart":
+                    for data in events.feed(payload):
+                        yield data
+
+        async def begin() -> aiohttp.ClientResponse:
+            return await self._post(call, "invocations-response-stream", stream=True)
+
+        return stream_reply(call, what, begin, read, ChatStream(what))
+
+    async def _post(self, call: ModelCall, operation: str, *, stream: bool) -> aiohttp.ClientResponse:
+        body = chat_body(call, stream=stream)
+        # The endpoint's name means nothing to its container. A container that holds several models (LoRA adapters)
+        # is told which by the bundle's parameters.
+        del body["model"]
+        if "model" in call.parameters:
+            body["model"] = call.parameters["model"]
+        path = f"/endpoints/{path_part(self._endpoint or call.model or '')}/{operation}"
+        return await self._service.post(path, body, self._headers, _name(call))
+
+
+def open_sagemaker(
+    name: str, binding: ModelBinding, http: aiohttp.ClientSession, environ: Mapping[str, str]
+) -> SageMakerProvider:
+    """Open the provider of a model as it is bound; not on the event loop, see :func:`open_service`.
+
+    Raises:
+        UsageError: it is bound to a credential, or the AWS configuration does not fit.
+        NotFound: there are no credentials.
+        BackendUnavailable: who gives the credentials cannot be reached.
+    """
+    if binding.credential is not None:
+        raise UsageError(
+            f"Model {name} is bound to a credential, and SageMaker takes none.",
+            why="Its requests are signed with the AWS credentials of this process.",
+            fix=f"Remove models.{name}.credential.",
+        )
+    service = open_service(http, "sagemaker-runtime", region=binding.region, endpoint=binding.base_url, environ=environ)
+    return SageMakerProvider(
+        service,
+        endpoint=binding.endpoint,
+        inference_component=binding.inference_component,
+        target_variant=binding.target_variant,
+    )
+
+
+def _name(call: ModelCall) -> str:
+    return f"model {call.model}"
