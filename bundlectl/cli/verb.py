@@ -19,7 +19,7 @@ RegistryOption = Annotated[
     typer.Option(
         "--registry",
         metavar="URI",
-        help="The registry: a folder or file://… [env: BUNDLECTL_REGISTRY; default: .bundlectl/registry]",
+        help="The registry: a folder, s3://bucket/prefix or ssm:/bundlectl/NAME [env: BUNDLECTL_REGISTRY; default: .bundlectl/registry]",
         show_default=False,
     ),
 ]
@@ -39,7 +39,8 @@ SignerOption = Annotated[
     typer.Option(
         "--signer",
         metavar="URI",
-        help="The key to sign with: file:PATH [env: BUNDLECTL_SIGNER; default: the workspace's development key]",
+        help="The key to sign with: file:PATH or awskms:NAME "
+        "[env: BUNDLECTL_SIGNER; default: the workspace's development key]",
         show_default=False,
     ),
 ]

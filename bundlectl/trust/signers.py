@@ -1,5 +1,7 @@
 """Signers by URI. ``file:PATH`` holds a private key in PEM (PKCS 8), mode 0600, with or without a passphrase.
 
+``awskms:NAME`` is a key in AWS KMS (``awskms.py``); boto3 is loaded for such a URI only.
+
 Passphrases come from a callable that the caller provides (a file or a prompt), never from argv.
 """
 
@@ -89,6 +91,7 @@ def open_signer(uri: str, passphrase: Passphrase | None = None) -> Signer:
     Raises:
         UsageError: the scheme is unknown or not in this version; the key is missing, readable by others,
             encrypted without a passphrase, or no key.
+        BackendUnavailable: KMS denies, is throttled or cannot be reached.
     """
     scheme, colon, rest = uri.partition(":")
     opener = _OPENERS.get(scheme) if colon else None
@@ -171,17 +174,23 @@ def _check_private(fd: int, path: Path) -> None:
         )
 
 
+def _open_kms(uri: str, rest: str, passphrase: Passphrase | None) -> Signer:
+    from bundlectl.trust.awskms import open_kms
+
+    return open_kms(uri, rest)
+
+
 def _not_yet(uri: str, rest: str, passphrase: Passphrase | None) -> Signer:
     raise UsageError(
         f"The signer {uri!r} is not in this version.",
-        why="This version signs with key files only.",
-        fix="Use file:PATH with an ed25519 or P-256 key.",
+        why="This version signs with key files and with keys in AWS KMS.",
+        fix="Use file:PATH, or awskms:alias/NAME with a P-256 key.",
     )
 
 
 _OPENERS: dict[str, Callable[[str, str, Passphrase | None], Signer]] = {
     "file": _open_file,
-    "awskms": _not_yet,
+    "awskms": _open_kms,
     "sigstore": _not_yet,
 }
 

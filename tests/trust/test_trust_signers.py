@@ -130,7 +130,8 @@ def test_what_is_no_key_of_ours_is_refused(tmp_path: Path) -> None:
         ("file:", "names no file"),
         ("file://host/key.pem", "names a host"),
         ("file:a\x00b", "names no file"),
-        ("awskms:alias/release", "not in this version"),
+        ("awskms:", "names no key in KMS"),
+        ("awskms:///alias/release", "names no key in KMS"),
         ("sigstore:", "not in this version"),
     ],
 )
