@@ -106,13 +106,18 @@ class Keyring(Strict):
 
 
 class EvaluationRequirement(Strict):
-    """One suite that must have passed. Digests, where given, pin the exam; a candidate does not set its own."""
+    """One suite that must have passed. Digests, where given, pin the exam; a candidate does not set its own.
+
+    ``floors``: the least mean by scorer. ``no_worse``: how much worse, by scorer, than what is live in the environment
+    is still no worse; judged from the comparison in the signed result.
+    """
 
     suite: Name
     suite_digest: Digest | None = None
     dataset_digest: Digest | None = None
     max_age: Duration | None = None
     floors: dict[Name, Annotated[float, Field(ge=0, le=1)]] = {}
+    no_worse: dict[Name, Annotated[float, Field(gt=0, le=1)]] | None = None
     threshold: Annotated[int, Field(ge=1)] = 1
 
 
