@@ -32,7 +32,7 @@ from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry
 from bundlectl.resolver.trusted import VerifiedRelease
 from bundlectl.trust.evidence import gather_evidence
-from bundlectl.trust.gate import Origin, Situation, judge_rollback, verdict_of
+from bundlectl.trust.gate import Origin, Replaced, Situation, judge_rollback, verdict_of
 
 
 class RolledBack(Strict):
@@ -64,8 +64,6 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
     origin = former(entry.data, ref.app, ref.environment, standing.keyring)
     bundle = _bundle(ctx, standing, origin.release.bundle)
     again = origin.release.bundle == live.release.bundle
-    if again:
-        ctx.reporter.warn(f"That bundle is live in {ref.app}:{ref.environment} already: answers will not change.")
     checks = judge_rollback(_situation(ctx, standing, origin, bundle, confirmed))
     if verdict_of(checks) != "pass":
         stopped = [c for c in checks if c.verdict != "pass" and not c.warning]
@@ -98,7 +96,11 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
         origins=[origin.head.release],
         evidence=origin.head.evidence,
         policies=[standing.policy.envelope, origin.promotion_policy.envelope],
-        warnings=[*_warnings(planned_checks(checks)), *(f"bindings: {change}" for change in changes)],
+        warnings=[
+            *([f"That bundle was live in {ref.app}:{ref.environment} already: answers do not change."] if again else []),
+            *_warnings(planned_checks(checks)),
+            *(f"bindings: {change}" for change in changes),
+        ],
     )
     return RolledBack(checks=planned_checks(checks), released=released, returned_to=entry.release.serial)
 
@@ -152,6 +154,7 @@ def _situation(
         bytes_present=True,
         snapshots=pinned_snapshots(bundle),
         live=live_in_soak_environment(ctx, standing),
+        replaces=Replaced(standing.live.release.bundle if standing.live else None),
         confirmed=confirmed,
         in_history=True,
         origin=Origin(gate=origin.gate, attested=origin.evidence),
