@@ -30,11 +30,13 @@ from bundlectl.actions.evaluate import Evaluated
 from bundlectl.actions.index import IndexBuilt, IndexDiff, IndexShown
 from bundlectl.actions.init import Scaffolded
 from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
+from bundlectl.actions.locating import LocatedRegistry
 from bundlectl.actions.override import Overridden
 from bundlectl.actions.policy import PolicyChanged, PolicyDiff, PolicyExported
 from bundlectl.actions.promote import Plan, Promoted
 from bundlectl.actions.receipts import Receipts
 from bundlectl.actions.releasing import Released
+from bundlectl.actions.repair import Repaired
 from bundlectl.actions.rollback import RolledBack
 from bundlectl.actions.show import Shown
 from bundlectl.actions.signing import ShownRequest, SignedRequest
@@ -58,6 +60,8 @@ from bundlectl.model.receipt import Receipt
 from bundlectl.model.release import Head, Release
 from bundlectl.model.signing import SigningRequest
 from bundlectl.model.suite import Case, Suite
+from bundlectl.registry.tables import TableFiles
+from bundlectl.registry.witness import Locator, Witness
 
 FOLDER: Final = Path(__file__).resolve().parent
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -101,6 +105,9 @@ FORMATS: Final = {
     "snapshot": Format("Snapshot", Snapshot),
     "index-pointer": Format("Index pointer", IndexPointer),
     "receipt": Format("Receipt", Receipt),
+    "locator": Format("Locator of a registry, in Parameter Store", Locator),
+    "witness": Format("Witness of an environment, in Parameter Store", Witness),
+    "table-files": Format("List of an index's table files", TableFiles),
     "plan": Format("Plan", Plan),
 }
 
@@ -144,6 +151,8 @@ OUTPUTS: Final = {
     "policy-set": Format("bundlectl policy set", PolicyChanged),
     "policy-show": Format("bundlectl policy show", Policy),
     "promote": Format("bundlectl promote", Promoted),
+    "registry-locate": Format("bundlectl registry locate", LocatedRegistry),
+    "registry-repair": Format("bundlectl registry repair", Repaired),
     "receipts-list": Format("bundlectl receipts list", Receipts),
     "receipts-show": Format("bundlectl receipts show", Receipt),
     "renew": Format("bundlectl renew", Released),

@@ -9,11 +9,13 @@ from bundlectl.actions.context import Context
 from bundlectl.actions.opening import open_current_policy, open_trust, releases_of
 from bundlectl.actions.releasing import current, former
 from bundlectl.model.attestation import OVERRIDE, Override
-from bundlectl.model.errors import BundlectlError, NotFound, VerificationFailed
+from bundlectl.model.errors import BackendUnavailable, BundlectlError, NotFound, VerificationFailed
 from bundlectl.model.reference import EnvironmentReference, parse_environment
 from bundlectl.model.types import Strict, format_time
-from bundlectl.registry.head import parse_head
+from bundlectl.registry.head import parse_head, place
+from bundlectl.registry.located import Environment
 from bundlectl.registry.releases import Entry
+from bundlectl.registry.witness import Witness, check_witness, contradiction
 from bundlectl.resolver.chain import verify_chain
 from bundlectl.resolver.trusted import VerifiedRelease
 from bundlectl.trust.envelope import open_statement
@@ -55,20 +57,35 @@ def status(ctx: Context, app: str | None = None) -> Status:
     Raises:
         NotFound: root does not know the app.
     """
+    # Witnesses are read before heads; what they are of is known only after the policies.
     keyring = open_trust(ctx)
     apps = [app] if app is not None else sorted(keyring.document.apps)
     found: list[EnvironmentStatus] = []
     for name in apps:
         policy = open_current_policy(ctx, keyring, name)
-        found += [_environment(ctx, keyring, name, environment) for environment in policy.document.environments]
+        witnesses, doubts = _witnesses(ctx, [(name, environment) for environment in policy.document.environments])
+        for environment in policy.document.environments:
+            one = _environment(ctx, keyring, name, environment, witnesses.get((name, environment)))
+            found.append(one.model_copy(update={"alarms": [*one.alarms, *doubts]}) if doubts else one)
     return Status(registry=ctx.registry_url, keyring=keyring.version, environments=found)
 
 
-def _environment(ctx: Context, keyring: VerifiedKeyring, app: str, environment: str) -> EnvironmentStatus:
+def _witnesses(ctx: Context, environments: list[Environment]) -> tuple[dict[Environment, Witness | None], list[str]]:
+    """Read what was witnessed; that it cannot be read, or is no witness, is an alarm."""
+    try:
+        return ctx.locate().witnesses(environments), []
+    except (BackendUnavailable, VerificationFailed) as error:
+        return {}, [f"whether heads were put back is not known: {_brief(error)}"]
+
+
+def _environment(
+    ctx: Context, keyring: VerifiedKeyring, app: str, environment: str, witness: Witness | None
+) -> EnvironmentStatus:
     releases = releases_of(ctx)
     try:
         state = releases.read_head(app, environment)
         if state is None:
+            check_witness(witness, None, None, app, environment)
             return EnvironmentStatus(app=app, environment=environment, state="empty")
         live = current(state.data, app, environment, keyring, ctx.clock())
         releases.check_newest(app, environment, state)
@@ -91,8 +108,13 @@ def _environment(ctx: Context, keyring: VerifiedKeyring, app: str, environment: 
         reason=release.reason,
         disabled_models=release.bindings.disabled_models,
         rollback_target=release.rollback_target.bundle if release.rollback_target else None,
-        alarms=list(live.alarms),
+        alarms=[*live.alarms, *_put_back(witness, live)],
     )
+
+
+def _put_back(witness: Witness | None, live: VerifiedRelease) -> list[str]:
+    why = contradiction(witness, place(live.release), live.digest)
+    return [f"head was put back, or is lost: {why}"] if why else []
 
 
 def _brief(error: BundlectlError) -> str:

@@ -13,6 +13,7 @@ from bundlectl.cli import (
     looking,
     moving,
     policies,
+    registries,
     releases,
     serving,
     source,
@@ -47,7 +48,19 @@ def _options(
     """Build, evaluate, sign, promote and roll back AI release bundles, and serve what was verified."""
 
 
-for family in (source, evaluating, releases, looking, serving, trusting, keyrings, policies, moving, demonstrating):
+for family in (
+    source,
+    evaluating,
+    releases,
+    looking,
+    serving,
+    trusting,
+    keyrings,
+    policies,
+    registries,
+    moving,
+    demonstrating,
+):
     family.register(app)
 
 
