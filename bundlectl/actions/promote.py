@@ -222,6 +222,7 @@ def _situation(
             present=ctx.registry.has_bundle(standing.app, target.bundle) if target else None,
         ),
         head=standing.present.digest if standing.present else None,
+        replaces=gates.Replaced(standing.live.release.bundle if standing.live else None),
         confirmed=confirmed,
     )
 

@@ -271,7 +271,7 @@ def _needed(differences: Sequence[float], margin: float, alpha: float) -> int | 
 
 def _settling(needed: int | None, groups: int) -> str:
     if needed is None:
-        return "; the difference is so near the margin that a million groups would not settle it"
+        return "; more than a million groups would be needed"
     assumed = ", if one outcome in ten differs" if groups < LEAST_GROUPS else ", if the rest is like these"
     return f"; about {needed:,} groups settle it{assumed}"
 

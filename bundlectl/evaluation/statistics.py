@@ -95,7 +95,11 @@ def t_tail(t: float, df: float) -> float:
         raise ValueError(f"Student's t needs more than {df} degrees of freedom")
     if math.isinf(t):
         return 0.0 if t > 0 else 1.0
-    half = 0.5 * beta_share(df / 2, 0.5, df / (df + t * t))
+    # Of the two equal forms the one whose argument does not round to 1.
+    if t * t < df:
+        half = 0.5 * (1 - beta_share(0.5, df / 2, t * t / (df + t * t)))
+    else:
+        half = 0.5 * beta_share(df / 2, 0.5, df / (df + t * t))
     return half if t >= 0 else 1 - half
 
 

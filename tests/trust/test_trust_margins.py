@@ -1,0 +1,105 @@
+"""Margins at the gate: judged from the signed comparison, against what is live now, and never by what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundlectl.model.attestation import ComparedScore, Comparison
+from bundlectl.model.keyring import EvaluationRequirement
+from bundlectl.model.verdict import Verdict
+from bundlectl.trust.gate import Check, Replaced, judge
+from bundlectl.trust.overrides import waivable
+from tests.support.trust import BUNDLE, DATASET, OTHER, asks, evaluation, opened
+from tests.trust.test_trust_gate import FAIL, GOOD, KEYRING, PASS, UNKNOWN, check, situation
+
+NAME = "no-worse:support/hit"
+LIVE = Replaced(OTHER)
+GATE = asks(no_worse={"hit": 0.05})
+
+
+def compared(*, low: float = -0.03, high: float = 0.02, groups: int = 400, **more: Any) -> Comparison:
+    row = ComparedScore(
+        scorer="hit", groups=groups, cases=groups, missing=0, low=low, high=high, claim="inconclusive", needed=331
+    )
+    fields: dict[str, Any] = {"baseline": OTHER, "bindings": DATASET, "stored": False, "alpha": 0.025, "scores": [row]}
+    return Comparison(**{**fields, **more})
+
+
+def judged(comparison: Comparison | None, *, live: Replaced | None = LIVE, **more: Any) -> Check:
+    result = opened(KEYRING, [evaluation("evaluator-1", comparison=comparison, **more)])
+    return check(judge(situation(GATE, attested=[*GOOD[:1], *result], replaces=live)), NAME)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "verdict", "says"),
+    [
+        (compared(), PASS, "the margin is 0.05"),
+        (compared(low=-0.04, high=-0.01), PASS, "the margin"),
+        (compared(low=-0.05), UNKNOWN, "about 331 groups would settle it"),
+        (compared(low=-0.2, high=0.1), UNKNOWN, "reaches below the margin"),
+        (compared(low=-0.2, high=-0.1), FAIL, "worse, beyond the margin"),
+        (compared(low=-0.01, groups=19), UNKNOWN, "fewer than 20"),
+        (compared(low=0.1, high=-0.1), UNKNOWN, "not whole"),
+        (compared(baseline=DATASET), UNKNOWN, "live now"),
+        (compared(scores=[]), UNKNOWN, "no score 'hit'"),
+        (None, UNKNOWN, "by itself"),
+    ],
+)
+def test_the_signed_comparison_decides(comparison: Comparison | None, verdict: Verdict, says: str) -> None:
+    found = judged(comparison)
+    assert found.verdict == verdict and says in found.why
+    if verdict == "inconclusive":
+        assert "--baseline support:prod" in found.fix
+
+
+def test_what_is_live_must_be_known_and_may_be_nothing_or_the_same() -> None:
+    assert judged(compared(), live=None).verdict == "inconclusive"
+    assert judged(None, live=Replaced(None)).verdict == "pass"
+    assert judged(None, live=Replaced(BUNDLE)).verdict == "pass"
+
+
+def test_an_unfinished_run_passes_nothing() -> None:
+    assert judged(compared(), complete=False).verdict == "inconclusive"
+
+
+def test_no_evaluation_at_all_is_inconclusive() -> None:
+    found = check(judge(situation(GATE, attested=[], replaces=Replaced(OTHER))), NAME)
+    assert found.verdict == "inconclusive" and found.fix
+
+
+def test_every_evaluators_newest_result_counts() -> None:
+    both = [
+        evaluation("evaluator-1", comparison=compared()),
+        evaluation("evaluator-2", comparison=compared(low=-0.3, high=-0.2)),
+    ]
+    assert (
+        check(judge(situation(GATE, attested=opened(KEYRING, both), replaces=Replaced(OTHER))), NAME).verdict == "fail"
+    )
+
+
+def test_a_result_that_passes_over_a_comparison_that_does_not_contradicts_itself() -> None:
+    contradicting = evaluation("evaluator-1", comparison=compared(verdict="fail", why="hit: worse"))
+    checks = judge(situation(GATE, attested=opened(KEYRING, [contradicting]), replaces=Replaced(OTHER)))
+    found = check(checks, "evaluation:support")
+    assert found.verdict == "fail" and "beside its baseline: hit: worse" in found.why
+
+
+def test_margins_can_be_overridden_like_floors_and_old_policies_keep_their_digest() -> None:
+    assert NAME in waivable(GATE)
+    assert "no_worse" not in EvaluationRequirement(suite="support").form()
+
+
+@given(
+    low=st.floats(-1, 1), width=st.floats(0, 1), groups=st.integers(0, 1000), down=st.floats(0, 1), fewer=st.integers(0)
+)
+@settings(max_examples=100, deadline=None)
+def test_a_lower_interval_or_fewer_groups_never_bring_a_pass(
+    low: float, width: float, groups: int, down: float, fewer: int
+) -> None:
+    before = judged(compared(low=low, high=low + width, groups=groups)).verdict
+    after = judged(compared(low=low - down, high=low + width, groups=max(0, groups - fewer))).verdict
+    assert after != "pass" or before == "pass"
