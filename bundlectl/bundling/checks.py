@@ -8,6 +8,7 @@ from pathlib import Path
 from bundlectl.bundling.documents import validated
 from bundlectl.bundling.files import BadPath, Folder
 from bundlectl.bundling.messages import suggest
+from bundlectl.bundling.provider_settings import check_guards, check_parameters
 from bundlectl.bundling.source_models import SourceBundle
 from bundlectl.bundling.yaml import Document, parse_yaml
 from bundlectl.bundling.yaml import Path as At
@@ -26,6 +27,7 @@ def check_bundle(
     """Check bundle.yaml in itself, against the index sources beside it, and the access cases' names."""
     return [
         *_tasks(bundle, document),
+        *check_parameters(bundle, document),
         *_routes(bundle, document),
         *_select(bundle, document),
         *_retrieval(bundle, document),
@@ -42,6 +44,7 @@ def check_bindings(environment: str, bound: Bindings, at: Document, bundle: Sour
     problems = [
         *_known(at, ("models",), bound.models, bundle.models, f"{what} the model", keys=True),
         *_known(at, ("indexes",), bound.indexes, indexes, f"{what} the index", keys=True),
+        *check_guards(bound, at),
     ]
     for position, name in enumerate(bound.disabled_models):
         if name not in bundle.models:

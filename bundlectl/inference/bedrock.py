@@ -14,14 +14,8 @@ from pydantic import ValidationError
 
 from bundlectl.inference.aws import AwsService, event_of, open_service, path_part, read_frames
 from bundlectl.inference.aws_region import region_of
-from bundlectl.inference.converse import (
-    BedrockGuard,
-    Conversation,
-    ConverseParameters,
-    ConverseStream,
-    first_problem,
-    read_parameters,
-)
+from bundlectl.inference.bedrock_settings import BedrockGuard, ConverseParameters, first_problem
+from bundlectl.inference.converse import Conversation, ConverseStream, read_parameters
 from bundlectl.inference.http import deadline, failures, read_json
 from bundlectl.inference.provider import Delta, ModelCall, ModelReply
 from bundlectl.inference.streaming import stream_reply, whole_of

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
+from bundlectl.inference.bedrock_settings import BedrockGuard, ConverseParameters, first_problem
 from bundlectl.inference.http import MAX_REPLY
 from bundlectl.inference.provider import ModelCall, ModelReply, ProviderError
 from bundlectl.model.contract import Usage
-from bundlectl.model.types import Strict
 
 ENDED: Final = ("end_turn", "stop_sequence", "max_tokens", "model_context_window_exceeded")
 """Reasons to stop that leave a text. One that was cut short is judged like any other text: by its form."""
@@ -23,32 +23,6 @@ DECLINED: Final = ("guardrail_intervened", "content_filtered", "refusal")
 
 TOOL: Final = "answer"
 """The tool that a model is made to call so that its answer fits a schema."""
-
-
-class ConverseParameters(Strict):
-    """A model's ``parameters``, as bundles write them for Bedrock.
-
-    ``structured_output`` is how a JSON Schema reaches the model: as an instruction in the system prompt (every model),
-    as a tool that it must call, or as the API's ``outputConfig`` (the models that have it). ``prompt_cache`` puts a
-    cache point behind the system prompt. ``additional`` goes to the model as it is.
-    """
-
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: list[str] | None = None
-    additional: dict[str, Any] | None = None
-    structured_output: Literal["prompt", "tool", "schema"] = "prompt"
-    prompt_cache: Literal["5m", "1h"] | None = None
-    service_tier: Literal["priority", "default", "flex", "reserved"] | None = None
-    latency: Literal["standard", "optimized"] | None = None
-
-
-class BedrockGuard(Strict):
-    """The binding ``guards.bedrock``: the guardrail that every Bedrock model of the environment is called with."""
-
-    id: Annotated[str, Field(min_length=1, max_length=2048)]
-    version: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,7}|DRAFT)$")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +185,6 @@ def read_parameters(call: ModelCall, what: str) -> ConverseParameters:
         return ConverseParameters.model_validate(dict(call.parameters))
     except ValidationError as error:
         raise ProviderError("refused", f"{what}: its parameters do not fit.", why=first_problem(error)) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """Say what is wrong first."""
-    found = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}"
 
 
 def _turns(given: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
