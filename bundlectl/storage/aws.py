@@ -7,6 +7,7 @@ report its second try of a conditional write that landed as lost. ``Patience`` r
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -138,7 +139,8 @@ def open_client(service: str, *, connect: float = CONNECT_SECONDS, read: float =
     )
     try:
         # A session of its own: boto3's default one must not be shared between threads.
-        session: Any = boto3.session.Session()
+        # boto3 knows only AWS_DEFAULT_REGION; other SDKs, and what starts containers, say AWS_REGION.
+        session: Any = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
         return session.client(service, config=config)
     except NoRegionError as error:
         raise UsageError(

@@ -250,3 +250,15 @@ def test_a_long_list_comes_in_pages_that_are_asked_for_one_by_one(broken: Broken
     assert len(proxy.requests) == before + 3
     assert [*store.list("history/", "history/0020")] == [f"history/{n:04d}" for n in range(21, 25)]
     del store._client.list_objects_v2
+
+
+def test_either_name_of_the_region_counts(monkeypatch: pytest.MonkeyPatch, aws: StandIn) -> None:
+    for key, value in aws.environ.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    assert open_client("ssm").meta.region_name == "eu-central-1"
+    monkeypatch.setenv("AWS_REGION", "")
+    with pytest.raises(UsageError, match="region"):
+        open_client("ssm")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    assert open_client("ssm").meta.region_name == "us-west-2"
