@@ -21,7 +21,7 @@ from pydantic_core import from_json, to_json
 from yarl import URL
 
 from bundlectl.inference.aws_credentials import AwsCredentials, aws_session
-from bundlectl.inference.http import MAX_ERROR, MAX_REPLY, failures, read_capped, retry_after
+from bundlectl.inference.http import MAX_ERROR, MAX_REPLY, as_payload, failures, read_capped, retry_after
 from bundlectl.inference.provider import ErrorKind, ProviderError
 from bundlectl.model.errors import UsageError
 
@@ -92,7 +92,7 @@ class AwsService:
         with failures(what):
             response = await self._http.post(
                 URL(url, encoded=True),  # the signature holds for the path as it is written
-                data=data,
+                data=as_payload(data),
                 headers=sent,
                 allow_redirects=False,
             )

@@ -58,7 +58,7 @@ async def post_json(
     with failures(what):
         response = await session.post(
             url,
-            data=data if len(data) <= _LARGE else io.BytesIO(data),
+            data=as_payload(data),
             headers={"content-type": "application/json", **headers},
             allow_redirects=False,
         )
@@ -68,6 +68,11 @@ async def post_json(
             raise await _refusal(response, what)
         finally:
             response.release()
+
+
+def as_payload(data: bytes) -> bytes | io.BytesIO:
+    """Give a body as aiohttp sends it without holding up the event loop."""
+    return data if len(data) <= _LARGE else io.BytesIO(data)
 
 
 @contextmanager

@@ -158,6 +158,11 @@ async def test_connections_are_used_again_after_streams_too(fake: FakeBedrock, o
     assert fake.connections == 1
 
 
+async def test_a_prompt_of_megabytes_is_sent(fake: FakeBedrock, opened: Opener) -> None:
+    await opened().generate(call(messages=[{"role": "user", "content": "x" * 2**21}]))
+    assert len(fake.seen[0].body["messages"][0]["content"][0]["text"]) == 2**21
+
+
 async def test_turns_alternate_and_hold_no_blank_texts(fake: FakeBedrock, opened: Opener) -> None:
     messages = [
         {"role": "user", "content": "one"},

@@ -140,7 +140,7 @@ class FakeBedrock:
             return web.json_response({})
         if operation.endswith("stream"):
             return await self._stream(request, step, bedrock=kind == "model")
-        value = _converse(step) if kind == "model" else _chat(step, path)
+        value = converse_value(step) if kind == "model" else _chat(step, path)
         if isinstance(step, Stall | Cut):
             return await self._partial(request, step, json.dumps(value).encode())
         return web.json_response(value)
@@ -158,7 +158,7 @@ class FakeBedrock:
     async def _stream(self, request: web.Request, step: Step, *, bedrock: bool) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "application/vnd.amazon.eventstream"})
         await response.prepare(request)
-        events = list(_converse_events(step) if bedrock else _sse_events(step))
+        events = list(converse_events(step) if bedrock else _sse_events(step))
         if isinstance(step, Stall) and step.where == "first_token":
             await response.write(events[0] if bedrock else b"")
             await self._stall(step.seconds)
@@ -203,7 +203,7 @@ def _text(step: Step) -> str:
     return "" if isinstance(step, Fail | Raw) else step.text
 
 
-def _converse(step: Step) -> dict[str, Any]:
+def converse_value(step: Step) -> dict[str, Any]:
     answer = step if isinstance(step, Answer) else Answer(_text(step))
     content: list[dict[str, Any]] = [{"text": answer.text}] if answer.text else []
     if answer.tool is not None:
@@ -217,7 +217,7 @@ def _converse(step: Step) -> dict[str, Any]:
     }
 
 
-def _converse_events(step: Step) -> list[bytes]:
+def converse_events(step: Step) -> list[bytes]:
     answer = step if isinstance(step, Answer) else Answer(_text(step))
     left_out = step.events if isinstance(step, Without) else ()
     unfinished = not isinstance(step, Answer | Without)
