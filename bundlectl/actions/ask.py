@@ -21,6 +21,7 @@ from bundlectl.model.types import Strict
 from bundlectl.receipts.writer import ReceiptLog
 from bundlectl.resolver.trusted import verify_bundle
 from bundlectl.router.identity import LOCAL
+from bundlectl.router.record import Outcome
 
 
 class Asked(Strict):
@@ -59,11 +60,15 @@ def ask(
     """
     app, bundle, bindings, ref = _served(ctx, reference)
     request = request_for(bundle, question, task=task, tenant=tenant, role=role, scopes=scopes, profile=profile)
-    answer, receipt = asyncio.run(_ask(ctx, app, bundle, bindings, ref, request))
+    outcome = asyncio.run(_ask(ctx, app, bundle, bindings, ref, request))
     if ref is not None:
         with ReceiptLog(receipts_folder(ctx, app), on_loss=ctx.reporter.warn) as log:
-            log.write(receipt)
-    return Asked(question=question, answer=answer, receipt=receipt)
+            log.write(outcome.receipt)
+    if outcome.answer is None:
+        if ref is not None:
+            ctx.reporter.say(f"receipt {outcome.receipt.id}")
+        raise outcome.error or BundlectlError("Nothing could answer.")
+    return Asked(question=question, answer=outcome.answer, receipt=outcome.receipt)
 
 
 def request_for(
@@ -134,9 +139,6 @@ def _served(ctx: Context, reference: str) -> tuple[str, Bundle, Bindings, Releas
 
 async def _ask(
     ctx: Context, app: str, bundle: Bundle, bindings: Bindings, ref: ReleaseRef | None, request: Request
-) -> tuple[Answer, Receipt]:
+) -> Outcome:
     async with router_of(ctx, app, bundle, bindings, ref=ref) as (router, _):
-        outcome = await router.handle(request, LOCAL)
-    if outcome.answer is None:
-        raise outcome.error or BundlectlError("Nothing could answer.")
-    return outcome.answer, outcome.receipt
+        return await router.handle(request, LOCAL)

@@ -190,6 +190,7 @@ def explanation(out: Console, result: Explanation) -> None:
     for name, side in (("A", result.a), ("B", result.b)):
         ref = side.release
         said = f"refused: {side.refused}" if side.refused else "degraded" if side.degraded else "answered"
+        said = "no answer: every route failed" if side.answer_digest is None and not side.refused else said
         out.print(
             f"{name}  {side.receipt}  {side.time}  {ref.app}:{ref.environment} release {ref.serial}  "
             f"{ref.bundle[:19]}  {said}",

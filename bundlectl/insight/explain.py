@@ -219,6 +219,13 @@ def _documents_row(a: Receipt, b: Receipt, snapshot_a: Snapshot | None, snapshot
     second = b.retrieval.snapshot if b.retrieval else None
     if first == second:
         return Row(question="documents", changed="no", what="the same snapshot" if first else "none used", reached="no")
+    if first is None or second is None:
+        return Row(
+            question="documents",
+            changed="unknown" if _component(a, b, "retrieval")[2] else "no",
+            what="one of the two requests was never searched for",
+            reached="no",
+        )
     parts: list[str] = []
     touched: set[str] = set()
     if snapshot_a is not None and snapshot_b is not None:
@@ -278,15 +285,17 @@ def _routing_row(a: Receipt, b: Receipt) -> Row:
     }
     parts = _differences(("routes", component[0], component[1]), ("route", a.route, b.route))
     if disabled:
-        parts.append("a model is disabled by the bindings")
+        names = sorted({x.model for r in (a, b) for x in r.attempts if x.outcome == "disabled"})
+        parts.append(f"disabled by the bindings of one release: {_list(names)}")
     if not parts:
         return Row(question="routing", changed="no", what=f"{a.route or 'none'} in both ({a.route_why})", reached="no")
+    moved = a.route != b.route or (disabled and _answered_by(a) != _answered_by(b))
     return Row(
         question="routing",
         changed="yes",
         what="; ".join(parts),
-        reached="yes" if a.route != b.route else "no",
-        why=f"{b.route_why}" if a.route != b.route else "Both took the same route.",
+        reached="yes" if moved else "no",
+        why=b.route_why or "" if a.route != b.route else "" if moved else "Both took the same route.",
     )
 
 
@@ -362,10 +371,55 @@ def _link(rows: Sequence[Row], a: Receipt, b: Receipt) -> list[Row]:
         links["output validation"] = of("model", "prompt", "retrieved context", "access policy")
     if changed("access policy") and not _component(a, b, "access")[2]:
         links["access policy"] = of("identity")
-    return [
+    linked = [
         row.model_copy(update={"consequence_of": links[row.question]}) if links.get(row.question) else row
         for row in rows
     ]
+    return _stopped(linked, a, b)
+
+
+# The rows of the stages that follow the input guard, and the component that each is about.
+_AFTER_GUARD: tuple[str, ...] = (
+    "model",
+    "prompt",
+    "retrieved context",
+    "documents",
+    "embedding",
+    "routing",
+    "output validation",
+)
+_COMPONENTS = {
+    "model": "models",
+    "prompt": "prompts",
+    "retrieved context": "retrieval",
+    "routing": "routes",
+    "output validation": "output",
+    "guardrail policy": "guardrails",
+    "embedding": "embedding",
+}
+
+
+def _stopped(rows: list[Row], a: Receipt, b: Receipt) -> list[Row]:
+    """Where only one of the two was stopped before the search, nothing that follows can be a cause."""
+    codes = [receipt.refused.code if receipt.refused else None for receipt in (a, b)]
+    if codes[0] == codes[1]:
+        return rows
+    if "access_denied" in codes:
+        stopper, later = "access policy", ("guardrail policy", *_AFTER_GUARD)
+    elif "input_blocked" in codes:
+        stopper, later = "guardrail policy", _AFTER_GUARD
+    else:
+        return rows
+    why = f"One of the two was stopped before this: {stopper}."
+
+    def judged(row: Row) -> Row:
+        if row.question not in later or row.changed != "yes":
+            return row
+        if _component(a, b, _COMPONENTS.get(row.question, ""))[2]:
+            return row.model_copy(update={"reached": "no", "why": why})
+        return row.model_copy(update={"why": "", "consequence_of": [stopper]})
+
+    return [judged(row) for row in rows]
 
 
 def _same_answer(a: Receipt, b: Receipt) -> Ternary:
