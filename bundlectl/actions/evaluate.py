@@ -26,7 +26,7 @@ from bundlectl.actions.context import Context
 from bundlectl.actions.opening import load_bundle, open_trust
 from bundlectl.actions.routing import router_of, without_addresses
 from bundlectl.bundling.checks import find_suites
-from bundlectl.evaluation.comparison import compare
+from bundlectl.evaluation.comparison import Change, changes, compare
 from bundlectl.evaluation.journal import Journal, journal_key
 from bundlectl.evaluation.report import Beside, CaseResult, Report, make_report, report_bytes
 from bundlectl.evaluation.result import summarise
@@ -38,7 +38,7 @@ from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import UsageError
-from bundlectl.model.reference import SourceReference, parse_reference
+from bundlectl.model.reference import EnvironmentReference, SourceReference, parse_reference
 from bundlectl.model.types import Strict
 from bundlectl.router.identity import LOCAL, Identity
 from bundlectl.trust.envelope import make_statement, seal
@@ -47,14 +47,16 @@ from bundlectl.trust.envelope import make_statement, seal
 class Evaluated(Strict):
     """What eval returns.
 
-    ``attestation`` is absent when the bundle is not stored, nobody signed, or the suite was not run to its end: the
-    newest result counts at a gate, and part of a suite says nothing there.
+    ``changes``: the cases that score otherwise than the baseline's, the greatest losses first. ``attestation`` is
+    absent when the bundle is not stored, nobody signed, or the suite was not run to its end: the newest result counts
+    at a gate, and part of a suite says nothing there.
     """
 
     app: str
     bundle: str
     result: EvaluationResult
     report: Report
+    changes: list[Change] = []
     attestation: str | None
     note: str = ""
 
@@ -97,7 +99,8 @@ def evaluate(
         reference: a stored bundle, an environment, or a source path.
         suite: the suite file; by default each suite the bundle names, found beside its source.
         bindings_file: bindings to run with, baseline and candidate alike; by default those that an environment named
-            as the baseline is live with; else none, and models that need an address are skipped.
+            as the baseline, or as the bundle to measure, is live with; else none, and models that need an address
+            are skipped.
         settings: how.
 
     Raises:
@@ -107,7 +110,7 @@ def evaluate(
     settings = settings or Settings()
     app, bundle = load_bundle(ctx, reference)
     baseline = find_baseline(ctx, settings.baseline, app) if settings.baseline is not None else None
-    bindings, baseline = _bindings(bindings_file, bundle, baseline)
+    bindings, baseline = _bindings(bindings_file, bundle, baseline, _live_bindings(ctx, reference, app))
     if bindings_file is None and bindings.disabled_models and bindings == without_addresses(bundle):
         skipped = ", ".join(bindings.disabled_models)
         ctx.reporter.say(f"without --bindings, models that need an address are skipped: {skipped}")
@@ -178,6 +181,7 @@ class _Evaluation:
             bundle=self._bundle.digest,
             result=result,
             report=report,
+            changes=changes(loaded, report.cases, report.baseline.cases) if report.baseline else [],
             attestation=attestation,
             note=self._note,
         )
@@ -344,13 +348,26 @@ class _Evaluation:
         return self._ctx.registry.attach(self._app, self._bundle.digest, "evaluation", envelope)
 
 
-def _bindings(file: Path | None, bundle: Bundle, baseline: Baseline | None) -> tuple[Bindings, Baseline | None]:
+def _live_bindings(ctx: Context, reference: str, app: str) -> Bindings | None:
+    """Give the bindings of an environment that is measured as it is live; None for any other reference."""
+    ref = parse_reference(reference)
+    if not isinstance(ref, EnvironmentReference) or ref.serial is not None:
+        return None
+    live = find_baseline(ctx, reference, app)
+    return live.bindings if live is not None else None
+
+
+def _bindings(
+    file: Path | None, bundle: Bundle, baseline: Baseline | None, live: Bindings | None
+) -> tuple[Bindings, Baseline | None]:
     """Choose the bindings that candidate and baseline run with: the same, or a difference might be theirs."""
     if file is not None:
         named = _read_bindings(file)
         return named, baseline and replace(baseline, bindings=fitted(named, baseline.bundle))
     if baseline is not None and baseline.bindings is not None:
         return fitted(baseline.bindings, bundle), baseline
+    if live is not None:
+        return live, baseline and replace(baseline, bindings=fitted(live, baseline.bundle))
     return without_addresses(bundle), baseline and replace(baseline, bindings=without_addresses(baseline.bundle))
 
 

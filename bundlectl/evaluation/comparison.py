@@ -24,7 +24,7 @@ stand after Holm's correction as well; a claim that does not is taken back to no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bundlectl.evaluation.dataset import tags_of
@@ -43,6 +43,7 @@ from bundlectl.evaluation.statistics import (
 from bundlectl.evaluation.suite import LoadedSuite, group_of
 from bundlectl.model.attestation import Claim, ComparedScore
 from bundlectl.model.suite import Case, Scorer
+from bundlectl.model.types import Name, Strict
 from bundlectl.model.verdict import Verdict, worst
 
 _WHYS = 3
@@ -63,12 +64,11 @@ class Compared:
     why: str
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(Strict):
     """A case whose score is not the baseline's. Means over the repeats that were measured."""
 
     case: str
-    scorer: str
+    scorer: Name
     candidate: float
     baseline: float
 
@@ -121,7 +121,7 @@ def label(score: ComparedScore) -> str:
     return f"{score.scorer} [{score.tag}]" if score.tag is not None else score.scorer
 
 
-def changes(loaded: LoadedSuite, candidate: Sequence[CaseResult], baseline: Sequence[CaseResult]) -> Iterator[Change]:
+def changes(loaded: LoadedSuite, candidate: Sequence[CaseResult], baseline: Sequence[CaseResult]) -> list[Change]:
     """Give every case and scorer whose measured mean differs, the greatest losses first; speed is left out."""
     sides = _Sides(_by_id(candidate), _by_id(baseline))
     found = []
@@ -133,8 +133,8 @@ def changes(loaded: LoadedSuite, candidate: Sequence[CaseResult], baseline: Sequ
                 _mean(_values(rows.get(case.id, ()), line.key)) for rows in (sides.candidate, sides.baseline)
             )
             if ours is not None and theirs is not None and ours != theirs:
-                found.append(Change(case.id, line.key, ours, theirs))
-    return iter(sorted(found, key=lambda change: change.candidate - change.baseline))
+                found.append(Change(case=case.id, scorer=line.key, candidate=ours, baseline=theirs))
+    return sorted(found, key=lambda change: change.candidate - change.baseline)
 
 
 # ---------------------------------------------------------------- one scorer

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,7 @@ class FakeModels:
         self.script: deque[Step] = deque()
         self.default: Step = Say("Use promote [1].")
         self.by_model: dict[str, Step] = {}
+        self.reply: Callable[[dict[str, Any]], Step] | None = None  # from the request's body, before the script
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.base_url = ""
@@ -96,6 +98,8 @@ class FakeModels:
         self.headers.append(dict(request.headers))
         if body["model"] in self.by_model:
             step = self.by_model[body["model"]]
+        elif self.reply is not None:
+            step = self.reply(body)
         else:
             step = self.script.popleft() if self.script else self.default
         if isinstance(step, Fail):
@@ -198,3 +202,28 @@ async def fake_models() -> AsyncIterator[FakeModels]:
     finally:
         fake._ending.set()
         await runner.cleanup()
+
+
+@contextlib.contextmanager
+def fake_models_in_a_thread() -> Iterator[FakeModels]:
+    """Run the server beside a test that runs event loops of its own, as actions do."""
+    started: list[FakeModels] = []
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    ending = asyncio.Event()
+
+    async def serve() -> None:
+        async with fake_models() as fake:
+            started.append(fake)
+            ready.set()
+            await ending.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    try:
+        if not ready.wait(10):
+            raise RuntimeError("the model server did not start")
+        yield started[0]
+    finally:
+        loop.call_soon_threadsafe(ending.set)
+        thread.join(10)
+        loop.close()

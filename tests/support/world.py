@@ -99,10 +99,10 @@ def entry(name: str, *, owner: str | None = None, state: Any = "active") -> Keyr
     )
 
 
-def tiny_bundle(text: str = "v1", *, app: str = "support", version: str = "1.0.0") -> Bundle:
+def tiny_bundle(text: str = "v1", *, app: str = "support", version: str = "1.0.0", **parts: Any) -> Bundle:
     """Make a small bundle that every room accepts: one task, an extractive model, no retrieval.
 
-    ``text`` goes into the prompt, so another text is another bundle.
+    ``text`` goes into the prompt, so another text is another bundle. ``parts`` stand in for components of it.
     """
     files = {"access/schema.cedarschema": _SCHEMA, "access/support.cedar": _POLICY}
     refs = {path: FileRef(path=path, digest=digest(data)) for path, data in files.items()}
@@ -127,6 +127,7 @@ def tiny_bundle(text: str = "v1", *, app: str = "support", version: str = "1.0.0
         "prompts": {"answer": Prompt(messages=[Message(role="user", content=f"{text}: {{{{ input.question }}}}")])},
         "retrieval": {},
         "routes": Routes(routes={"fast": Route(model="plain")}, select=[Rule(use="fast")]),
+        **parts,
     }
     return make_bundle({name: component_document(name, value) for name, value in values.items()}, files)
 
