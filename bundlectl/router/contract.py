@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from bundlectl.model.contract import Request
@@ -61,7 +62,9 @@ def check_contract(request: Request, compiled: Compiled) -> CompiledTask:
 
 
 def input_digest(value: dict[str, Any], key: bytes) -> str:
-    """Give the keyed digest of an input: ``hmac-sha256:<hex>``. Plain hashes of short questions can be guessed.
+    """Give the keyed digest of an input: ``hmac-sha256-<key>:<hex>``. Plain hashes of short questions can be guessed.
+
+    ``<key>`` tells digests of different keys apart: those cannot be compared.
 
     Raises:
         ContractError: a string holds half a surrogate pair, which is no text.
@@ -70,7 +73,12 @@ def input_digest(value: dict[str, Any], key: bytes) -> str:
         data = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
         raise ContractError([("input", "holds half a surrogate pair, which is no Unicode text")]) from error
-    return "hmac-sha256:" + hmac.digest(key, data, "sha256").hex()
+    return f"hmac-sha256-{_key_name(key)}:{hmac.digest(key, data, 'sha256').hex()}"
+
+
+@lru_cache(maxsize=16)
+def _key_name(key: bytes) -> str:
+    return hmac.digest(key, b"bundlectl receipt key", "sha256").hex()[:8]
 
 
 def _names(names: Any) -> str:

@@ -47,7 +47,7 @@ async def test_an_answer_says_what_made_it(fake: FakeModels) -> None:
     assert receipt.validation.errors == ["citation 9 names no passage"]
     assert receipt.retrieval.stale is False and receipt.retrieval.staleness == 0
     assert [c.packed for c in receipt.retrieval.chunks] == [True, True]
-    assert receipt.cache == "off" and receipt.answer_digest and receipt.input_digest.startswith("hmac-sha256:")
+    assert receipt.cache == "off" and receipt.answer_digest and receipt.input_digest.startswith("hmac-sha256-")
     assert list(receipt.stages) == [
         "identity", "limits", "access", "input_guard", "retrieval", "packing", "prompt", "route", "invoke",
         "output_guard", "output_validation",
