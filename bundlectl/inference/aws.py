@@ -16,14 +16,12 @@ from urllib.parse import quote
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.eventstream import EventStreamBuffer, ParserError
-from botocore.exceptions import BotoCoreError
 from pydantic_core import from_json, to_json
 from yarl import URL
 
-from bundlectl.inference.aws_credentials import AwsCredentials, aws_session
+from bundlectl.inference.aws_session import AwsCredentials, aws_session
 from bundlectl.inference.http import MAX_ERROR, MAX_REPLY, as_payload, failures, read_capped, retry_after
 from bundlectl.inference.provider import ErrorKind, ProviderError
-from bundlectl.model.errors import UsageError
 
 if TYPE_CHECKING:
     import aiohttp
@@ -137,26 +135,12 @@ def open_service(
         BackendUnavailable: who gives the credentials cannot be reached.
     """
     session = aws_session(http)
-    try:
-        client = session.botocore.create_client(
-            service,
-            region_name=region or environ.get("AWS_REGION") or session.botocore.get_config_variable("region"),
-            endpoint_url=endpoint,
-            # Only to learn where the service is: with keys of its own the client looks for none, and it never signs.
-            aws_access_key_id="unused",
-            aws_secret_access_key="unused",  # noqa: S106
-        )
-    except (BotoCoreError, ValueError) as error:
-        raise UsageError(
-            f"It is not known where {service} is.",
-            why=str(error),
-            fix="Bind the model's region, or set AWS_REGION; check AWS_ENDPOINT_URL and the AWS profile.",
-        ) from error
+    place = session.locate(service, region or environ.get("AWS_REGION"), endpoint)
     return AwsService(
         http,
-        client.meta.endpoint_url,
-        signing_name=client.meta.service_model.signing_name,
-        region=client.meta.region_name,
+        place.url,
+        signing_name=place.signing_name,
+        region=place.region,
         credentials=None if bearer else session.credentials(),
         bearer=bearer,
     )

@@ -64,8 +64,8 @@ def _ask(
     reference: str, service: str, operation: str, region: str | None, environ: Mapping[str, str], **asked: Any
 ) -> dict[str, Any]:
     try:
-        session = boto3.session.Session(region_name=region or environ.get("AWS_REGION") or None)
-        client = session.client(service, config=_CONFIG)  # type: ignore[call-overload]
+        session: Any = boto3.session.Session(region_name=region or environ.get("AWS_REGION") or None)
+        client = session.client(service, config=_CONFIG)
         try:
             found: dict[str, Any] = getattr(client, operation)(**asked)
         finally:

@@ -17,7 +17,7 @@ from typing import Any
 import botocore.credentials
 import pytest
 
-from bundlectl.inference.aws_credentials import AwsCredentials, AwsSession, aws_session
+from bundlectl.inference.aws_session import AwsCredentials, AwsSession, aws_session
 from bundlectl.inference.bedrock import BedrockProvider, open_bedrock
 from bundlectl.inference.http import open_session
 from bundlectl.inference.provider import ModelCall, ProviderError

@@ -1,4 +1,4 @@
-"""AWS credentials of this process: botocore's default chain, refreshed off the event loop.
+"""What this process's AWS configuration says: where services are, and credentials, renewed off the event loop.
 
 The chain is that of every AWS tool: environment, shared files and profiles (with assumed roles and SSO), web
 identity (IRSA on EKS), container and instance roles. One holder serves every model of a process, so that a role
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -34,13 +35,48 @@ FAILURES: Final = (BotoCoreError, ClientError, OSError, RuntimeError)
 """What renewing may raise: a token file that is gone (OSError), keys that had ended when they came (RuntimeError)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a service is, and what its signatures name."""
+
+    url: str
+    signing_name: str
+    region: str
+
+
 class AwsSession:
-    """A botocore session and the credentials found through it."""
+    """A botocore session, used by one thread at a time, and the credentials found through it."""
 
     def __init__(self) -> None:
-        self.botocore: Final = botocore.session.Session()
+        self._botocore: Final = botocore.session.Session()
         self._lock: Final = threading.Lock()
         self._credentials: AwsCredentials | None = None
+
+    def locate(self, service: str, region: str | None, endpoint: str | None) -> Place:
+        """Find a service by its name at botocore, e.g. ``bedrock-runtime``; what is not given, the configuration says.
+
+        Raises:
+            UsageError: there is no region, or the configuration is wrong.
+        """
+        with self._lock:
+            try:
+                client = self._botocore.create_client(
+                    service,
+                    region_name=region or self._botocore.get_config_variable("region"),
+                    endpoint_url=endpoint,
+                    # Only asked where the service is: with keys of its own it looks for none, and it never signs.
+                    aws_access_key_id="unused",
+                    aws_secret_access_key="unused",  # noqa: S106
+                )
+            except (BotoCoreError, ValueError) as error:
+                raise UsageError(
+                    f"It is not known where {service} is.",
+                    why=str(error),
+                    fix="Bind the model's region, or set AWS_REGION; check AWS_ENDPOINT_URL and the AWS profile.",
+                ) from error
+            meta: Any = client.meta
+            client.close()
+            return Place(meta.endpoint_url, meta.service_model.signing_name, meta.region_name)
 
     def credentials(self) -> AwsCredentials:
         """Find the credentials, once; may read files and ask an instance's metadata, so not on the event loop.
@@ -57,7 +93,7 @@ class AwsSession:
 
     def _find(self) -> Credentials:
         try:
-            found = self.botocore.get_credentials()
+            found = self._botocore.get_credentials()
         except HTTPClientError as error:
             raise BackendUnavailable("The AWS credentials cannot be fetched.", why=type(error).__name__) from error
         except (BotoCoreError, ClientError) as error:
