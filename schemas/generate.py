@@ -26,6 +26,7 @@ from bundlectl.actions.attest import Attestation
 from bundlectl.actions.bind import Bound
 from bundlectl.actions.build import Built
 from bundlectl.actions.demo import Played
+from bundlectl.actions.drift import Drifted
 from bundlectl.actions.evaluate import Evaluated
 from bundlectl.actions.index import IndexBuilt, IndexDiff, IndexShown
 from bundlectl.actions.init import Scaffolded
@@ -54,13 +55,12 @@ from bundlectl.model.attestation import Approval, Envelope, EvaluationResult, Ov
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Manifest
 from bundlectl.model.contract import Answer, Request
-from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot
+from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot, TableFiles
 from bundlectl.model.keyring import Keyring, KeyringEntry, Policy, PolicySource
 from bundlectl.model.receipt import Receipt
 from bundlectl.model.release import Head, Release
 from bundlectl.model.signing import SigningRequest
 from bundlectl.model.suite import Case, Suite
-from bundlectl.registry.tables import TableFiles
 from bundlectl.registry.witness import Locator, Witness
 
 FOLDER: Final = Path(__file__).resolve().parent
@@ -119,6 +119,7 @@ OUTPUTS: Final = {
     "build": Format("bundlectl build", Built),
     "demo": Format("bundlectl demo", Played),
     "diff": Format("bundlectl diff", BundleDiff),
+    "drift": Format("bundlectl drift", Drifted),
     "eval": Format("bundlectl eval", list[Evaluated], "One result for each suite."),
     "explain": Format("bundlectl explain", Explanation | Receipt, "Two receipts explained; or the one, as it is."),
     "export": Format("bundlectl export", Transferred),

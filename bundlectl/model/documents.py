@@ -96,6 +96,24 @@ class IndexPointer(Strict):
     actor: Principal
 
 
+TABLES_LIST = "files.json"
+"""The name of the list beside a snapshot's tables."""
+
+
+class TableFile(Strict):
+    """One file of the tables."""
+
+    path: RelativePath
+    size: Annotated[int, Field(ge=0)]
+    digest: Digest
+
+
+class TableFiles(Strict):
+    """Every file of a snapshot's tables."""
+
+    files: list[TableFile]
+
+
 class IndexSourceEntry(Strict):
     """Files of one scope. Labels not given here come from each file's front matter."""
 

@@ -10,33 +10,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from bundlectl.model.canonical import canonical, digest, parse_json
+from bundlectl.model.documents import TABLES_LIST, TableFile, TableFiles
 from bundlectl.model.errors import BackendUnavailable, Conflict, NotFound, UsageError, VerificationFailed
-from bundlectl.model.types import Digest, RelativePath, Strict
 from bundlectl.registry.layout import index_folder
 from bundlectl.registry.objects import put_immutable, read_or_none
 from bundlectl.storage.parallel import in_parallel
 from bundlectl.storage.store import MAX_OBJECT_BYTES, AlreadyThere, Store
-
-LIST = "files.json"
-
-
-class TableFile(Strict):
-    """One file of the tables."""
-
-    path: RelativePath
-    size: Annotated[int, Field(ge=0)]
-    digest: Digest
-
-
-class TableFiles(Strict):
-    """Every file of a snapshot's tables."""
-
-    files: list[TableFile]
 
 
 def put_tables(store: Store, app: str, index: str, snapshot_hex: str, folder: Path) -> bool:
@@ -49,7 +32,7 @@ def put_tables(store: Store, app: str, index: str, snapshot_hex: str, folder: Pa
     prefix = f"{index_folder(app, index)}/{snapshot_hex}"
     if _listed(store, prefix) is not None:
         return False
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / TABLES_LIST)
     large = next((path for path in paths if path.stat().st_size > MAX_OBJECT_BYTES), None)
     if large is not None:
         raise UsageError(
@@ -66,12 +49,12 @@ def put_tables(store: Store, app: str, index: str, snapshot_hex: str, folder: Pa
 
     files = in_parallel(put, paths)
     try:
-        put_immutable(store, f"{prefix}/{LIST}", canonical(TableFiles(files=files).form()))
+        put_immutable(store, f"{prefix}/{TABLES_LIST}", canonical(TableFiles(files=files).form()))
     except VerificationFailed as error:
         raise Conflict(
             f"Someone else stored the tables of index {index} at the same time.",
             why="An index has one writer.",
-            fix=f"Delete {prefix}/{LIST}, and build the index again.",
+            fix=f"Delete {prefix}/{TABLES_LIST}, and build the index again.",
         ) from error
     return True
 
@@ -92,7 +75,7 @@ def fetch_tables(store: Store, app: str, index: str, snapshot_hex: str, into: Pa
     if listed is None:
         raise NotFound(
             f"The tables of index {index} are not in the registry.",
-            why=f"There is no {prefix}/{LIST}.",
+            why=f"There is no {prefix}/{TABLES_LIST}.",
             fix="Build the index again: bundlectl index build FILE. The same documents give the same snapshot.",
         )
     try:
@@ -100,6 +83,7 @@ def fetch_tables(store: Store, app: str, index: str, snapshot_hex: str, into: Pa
         made = Path(tempfile.mkdtemp(prefix=".tmp-", dir=into))
         try:
             in_parallel(lambda file: _fetch(store, prefix, file, made / "tables"), listed.files)
+            (made / "tables" / TABLES_LIST).write_bytes(canonical(listed.form()))
             (made / "tables").replace(kept)
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -114,7 +98,7 @@ def _fetch(store: Store, prefix: str, file: TableFile, into: Path) -> None:
     if data is None or digest(data) != file.digest:
         raise VerificationFailed(
             f"{prefix}/{file.path} is {'missing' if data is None else 'damaged'}.",
-            fix=f"Delete {prefix}/{LIST}, and build the index again: bundlectl index build FILE.",
+            fix=f"Delete {prefix}/{TABLES_LIST}, and build the index again: bundlectl index build FILE.",
         )
     path = into / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,13 +106,13 @@ def _fetch(store: Store, prefix: str, file: TableFile, into: Path) -> None:
 
 
 def _listed(store: Store, prefix: str) -> TableFiles | None:
-    data = read_or_none(store, f"{prefix}/{LIST}")
+    data = read_or_none(store, f"{prefix}/{TABLES_LIST}")
     if data is None:
         return None
     try:
-        return TableFiles.model_validate(parse_json(data, what=f"{prefix}/{LIST}"))
+        return TableFiles.model_validate(parse_json(data, what=f"{prefix}/{TABLES_LIST}"))
     except ValidationError as error:
-        raise VerificationFailed(f"{prefix}/{LIST} does not have its form.", why=str(error)) from error
+        raise VerificationFailed(f"{prefix}/{TABLES_LIST} does not have its form.", why=str(error)) from error
 
 
 def _put_over(store: Store, key: str, data: bytes) -> None:

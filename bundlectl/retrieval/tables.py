@@ -19,6 +19,7 @@ from bundlectl.model.canonical import canonical
 from bundlectl.model.documents import Acl, Chunk
 from bundlectl.model.errors import BackendUnavailable, MissingExtra, NotFound
 from bundlectl.retrieval.chunking import searched_text
+from bundlectl.retrieval.files import damage, write_list
 from bundlectl.retrieval.scoring import Partition
 
 CHUNKS = "chunks"
@@ -107,6 +108,7 @@ def write_tables(folder: str, chunks: Sequence[Chunk], vectors: Sequence[Sequenc
         )
         table.create_index("partition", config=Bitmap())
         database.create_table(PARTITIONS, pa.Table.from_pylist(partitions, schema=partition_schema))
+        write_list(Path(folder))
 
 
 def open_tables(folder: str, storage_options: dict[str, str] | None = None) -> tuple[Any, list[Partition]]:
@@ -114,11 +116,13 @@ def open_tables(folder: str, storage_options: dict[str, str] | None = None) -> t
 
     Raises:
         NotFound: the folder holds no index.
-        BackendUnavailable: it cannot be read.
+        BackendUnavailable: it cannot be read, or a file of it is not what was written.
     """
     lancedb, _ = _lancedb()
     if "://" not in folder and not Path(folder).is_dir():
         raise NotFound(f"No index at {folder}.", fix="Build it: bundlectl index build SOURCE")
+    if "://" not in folder:
+        _check_files(Path(folder))
     with reported(folder):
         database = lancedb.connect(folder, storage_options=storage_options)
         table = database.open_table(CHUNKS)
@@ -134,6 +138,15 @@ def open_tables(folder: str, storage_options: dict[str, str] | None = None) -> t
         for row in sorted(rows, key=lambda row: row["number"])
     ]
     return table, partitions
+
+
+def _check_files(folder: Path) -> None:
+    with reported(str(folder)):
+        wrong = damage(folder)
+    if wrong is not None:
+        raise BackendUnavailable(
+            f"The index at {folder} is damaged.", why=wrong, fix="Build it again: bundlectl index build SOURCE"
+        )
 
 
 @contextmanager

@@ -173,7 +173,9 @@ class Indexes:
         """Give the folder that holds the snapshot's tables: the copy's, else the registry's."""
         if self._folder is None:
             if self._downloads is None:
-                raise NotFound(f"Where the index {index} lies is not known.", fix=f"Bind it: indexes: {{{index}: s3://…}}")
+                raise NotFound(
+                    f"Where the index {index} lies is not known.", fix=f"Bind it: indexes: {{{index}: s3://…}}"
+                )
             fetched = self._downloads / "tables" / app / index
             fetch_tables(self._registry.store, app, index, hex_of(snapshot), fetched)
             return fetched
@@ -181,9 +183,23 @@ class Indexes:
         if self._cache is None:
             return origin
         kept = self._cache / "tables" / app / index
+        if (kept / hex_of(snapshot)).is_dir() and not self._kept_whole(kept / hex_of(snapshot)):
+            shutil.rmtree(kept / hex_of(snapshot), ignore_errors=True)
         if not (kept / hex_of(snapshot)).is_dir():
             _copy(origin / hex_of(snapshot), kept / hex_of(snapshot), index)
         return kept
+
+    def _kept_whole(self, folder: Path) -> bool:
+        """Say whether the copy on disk is what was copied; where it is not, the registry's is copied again."""
+        from bundlectl.retrieval.files import damage
+
+        try:
+            wrong = damage(folder)
+        except OSError as error:
+            wrong = str(error)
+        if wrong is not None:
+            self._warn(f"the copy of an index at {folder} is damaged and is copied again: {wrong}")
+        return wrong is None
 
     def _pointer_file(self, app: str, index: str) -> Path:
         return (self._cache or Path()) / "pointers" / f"{app}.{index}.json"

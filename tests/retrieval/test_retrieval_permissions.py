@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from bundlectl.model.canonical import canonical, hex_of
 from bundlectl.model.documents import Chunk, Chunking
+from bundlectl.model.errors import BackendUnavailable
 from bundlectl.retrieval import search
 from bundlectl.retrieval.documents import Document
+from bundlectl.retrieval.files import write_list
 from bundlectl.retrieval.index import open_index, snapshot_digest
 from bundlectl.retrieval.permission import Filter
 from bundlectl.retrieval.search import Index
@@ -119,6 +121,7 @@ def poisoned(folder: Path, change: Any) -> Index:
     table = lancedb.connect(str(where)).open_table("chunks")
     change(table, {row["id"]: row for row in table.search().to_arrow().to_pylist()})
     table.optimize()
+    write_list(where)  # the list tells damage; whoever writes to the tables can write it too
     return open_index(folder, snapshot, HashEmbedder())
 
 
@@ -200,3 +203,21 @@ def test_small_chunks_of_two_tenants_stay_apart(tmp_path: Path) -> None:
     found = index.search_now("pump oil grade", asker(), use(candidates=1000))
     assert len(found.hits) > 20
     assert {hit.chunk.document for hit in found.hits} == {"a.md"}
+
+
+@pytest.mark.parametrize("harm", ["changed", "removed", "added", "the list changed", "the list removed"])
+def test_damaged_files_are_not_searched(tmp_path: Path, harm: str) -> None:
+    snapshot = built(tmp_path, OWN)
+    where = tmp_path / hex_of(snapshot_digest(snapshot))
+    if harm == "added":
+        (where / "chunks.lance" / "more").write_bytes(b"x")
+    else:
+        file = where / "files.json" if "list" in harm else next((where / "chunks.lance" / "data").iterdir())
+        data = file.read_bytes()
+        file.unlink()
+        if harm.endswith("changed"):
+            file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BackendUnavailable, match="damaged"):
+        open_index(tmp_path, snapshot, HashEmbedder())
+    assert built(tmp_path, OWN) == snapshot, "and building again makes them whole"
+    assert open_index(tmp_path, snapshot, HashEmbedder()).search_now("oil", asker(), use("lexical")).hits
