@@ -156,7 +156,10 @@ class ConsoleReporter:
             self._session.err.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """Print one line that starts with ``warning:``."""
+        """Print one line that starts with ``warning:``, or with ``-o json`` is the JSON object ``{"warning": …}``."""
+        if self._session.output == "json":
+            sys.stderr.write(json.dumps({"warning": text}, ensure_ascii=False) + "\n")
+            return
         from rich.text import Text
 
         self._session.err.print(Text("warning: ", style="yellow") + Text(text))

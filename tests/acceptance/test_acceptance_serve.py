@@ -56,12 +56,20 @@ def test_registry_away_and_back(tmp_path: Path) -> None:
         assert client.serial() == 2
         assert client.ask().json["release"]["bundle"] == second
         assert server.stop() == 0
+    _damage(next((work.home / "cache" / "tables").rglob("*.lance/data/*")))
     with serving(work) as (server, client):
+        assert "copied again" in server.said
         assert client.serial() == 2, server.said
         assert client.ask().json["release"]["bundle"] == second
         work.head("prod").write_bytes(kept)
         wait_for(lambda: not client.get("/v1/releases").json["releases"][0].get("last_error"), 10)
         assert server.stop() == 0
+
+
+def _damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
 
 
 def test_hot_swap_under_requests_and_a_drained_end(tmp_path: Path) -> None:

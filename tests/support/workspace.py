@@ -49,8 +49,11 @@ class Ran:
 
     @property
     def error(self) -> Any:
-        """Stderr as one JSON value."""
-        return json.loads(self.err)
+        """The last JSON value on stderr; what stands before it is one JSON object a line, each a warning."""
+        lines = self.err.splitlines()
+        while lines and lines[0].startswith('{"warning"'):
+            json.loads(lines.pop(0))
+        return json.loads("\n".join(lines))
 
 
 def environment(**extra: str) -> dict[str, str]:
