@@ -101,6 +101,7 @@ def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path |
         ctx.reporter.say("storing the tables")
         put_tables(ctx.registry.store, owner, source.index, hex_of(found), folder / hex_of(found))
     before = ctx.registry.index_pointer(owner, source.index)
+    changed = before is None or _snapshot_of(before.data) != found
     pointer = IndexPointer(
         app=owner,
         index=source.index,
@@ -119,10 +120,18 @@ def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path |
         documents=len(snapshot.documents),
         sections=sum(len(document.sections) for document in snapshot.documents),
         chunks=sum(len(document.chunks) for document in snapshot.documents),
-        changed=before is None or parse_pointer(before.data).snapshot != found,
+        changed=changed,
         folder=str(folder),
         pinned=str(pinned) if pinned else None,
     )
+
+
+def _snapshot_of(pointer: bytes) -> str | None:
+    """Give the snapshot of the pointer that is replaced; None where it is damaged: replacing it is the cure."""
+    try:
+        return parse_pointer(pointer).snapshot
+    except VerificationFailed:
+        return None
 
 
 def index_show(ctx: Context, app: str, index: str) -> IndexShown:
@@ -212,6 +221,8 @@ def _app_of(folder: Path) -> str:
         raise UsageError(
             "The index's app is not known.", why=f"There is no {file}.", fix="Name it: --app NAME"
         ) from None
+    if document.problems:
+        raise SourceError(document.problems)
     value = document.value
     if not isinstance(value, dict) or not isinstance(value.get("app"), str):
         raise SourceError([Problem(str(file), 1, "it names no app", "app: NAME")])
@@ -232,7 +243,10 @@ def _pin(folder: Path, index: str, snapshot: str) -> Path:
     file = folder / "bundle.yaml"
     data = file.read_bytes()
     document = parse_yaml(data, str(file))
-    retrieval = document.value.get("retrieval", {}) if isinstance(document.value, dict) else {}
+    if document.problems:
+        raise SourceError(document.problems)
+    retrieval = document.value.get("retrieval") if isinstance(document.value, dict) else None
+    retrieval = retrieval if isinstance(retrieval, dict) else {}
     uses = [name for name, entry in retrieval.items() if isinstance(entry, dict) and entry.get("index") == index]
     if not uses:
         raise SourceError([Problem(str(file), 1, f"no retrieval entry uses index {index!r}", f"index: {index}")])

@@ -253,7 +253,10 @@ def _named_locally(headers: list[tuple[bytes, bytes]]) -> bool:
     if host is None:
         return True
     name = host.decode("latin-1").strip()
-    return _is_loopback(name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0])
+    if name.startswith("["):
+        name, closed, _ = name[1:].partition("]")
+        return bool(closed) and _is_loopback(name)
+    return _is_loopback(name.partition(":")[0])
 
 
 async def _read(headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes | None:

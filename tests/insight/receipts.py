@@ -90,42 +90,32 @@ def receipt(answer: str | None = "the answer", *, components: dict[str, str] | N
 
 def denied(**changes: Any) -> Receipt:
     """Give the receipt of a request that a policy denied: no later stage was reached."""
-    return receipt(
-        None,
-        **(
-            {
-                "access": "deny",
-                "access_policies": [],
-                "refused": Refused(code="access_denied", reason="no"),
-                "route": None,
-                "route_why": "",
-                "attempts": [],
-                "retrieval": None,
-                "prompt_digest": None,
-                "prompt_tokens": None,
-                "prompt_reached_model": None,
-                "guards": [],
-                "validation": None,
-            }
-            | changes
-        ),
-    )
+    values: dict[str, Any] = {
+        "access": "deny",
+        "access_policies": [],
+        "refused": Refused(code="access_denied", reason="no"),
+        "route": None,
+        "route_why": "",
+        "attempts": [],
+        "retrieval": None,
+        "prompt_digest": None,
+        "prompt_tokens": None,
+        "prompt_reached_model": None,
+        "guards": [],
+        "validation": None,
+    }
+    return receipt(None, **(values | changes))
 
 
 def by_fallback(*failed: Attempt, **changes: Any) -> Receipt:
     """Give the receipt of a degraded answer by the extractive provider."""
-    return receipt(
-        "quotes",
-        **(
-            {
-                "route": "fallback",
-                "attempts": [*failed, call("plain", "extractive", route="fallback")],
-                "prompt_reached_model": False,
-                "degraded": Degraded(reason="small could not answer"),
-            }
-            | changes
-        ),
-    )
+    values: dict[str, Any] = {
+        "route": "fallback",
+        "attempts": [*failed, call("plain", "extractive", route="fallback")],
+        "prompt_reached_model": False,
+        "degraded": Degraded(reason="small could not answer"),
+    }
+    return receipt("quotes", **(values | changes))
 
 
 def snapshot(**versions: str) -> Snapshot:

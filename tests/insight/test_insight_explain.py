@@ -15,7 +15,7 @@ from tests.insight.receipts import ONE, TWO, by_fallback, call, denied, found, r
 
 A = receipt()
 NEW = used("new.md", 1)
-OTHER = {"prompt_digest": sha("another prompt")}
+OTHER: dict[str, Any] = {"prompt_digest": sha("another prompt")}
 REDACT = [GuardRecord(side="input", action="pass"), GuardRecord(side="output", action="redact", findings={"email": 1})]
 
 

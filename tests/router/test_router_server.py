@@ -175,7 +175,7 @@ async def test_the_bind_check() -> None:
 
 
 async def test_a_release_without_identities_stays_on_loopback_wherever_the_server_listens() -> None:
-    async def status(address: str | None) -> int:
+    async def status(address: str | None, host: bytes | None = None) -> int:
         sent: list[Any] = []
 
         async def receive() -> dict[str, Any]:
@@ -185,7 +185,8 @@ async def test_a_release_without_identities_stays_on_loopback_wherever_the_serve
             sent.append(message)
 
         server = None if address is None else (address, 80)
-        scope = {"type": "http", "method": "POST", "path": "/v1/requests", "headers": [], "server": server}
+        headers = [(b"host", host)] if host is not None else []
+        scope = {"type": "http", "method": "POST", "path": "/v1/requests", "headers": headers, "server": server}
         await Server([Served("support", "prod", lambda: s.compiled, s.router)])(scope, receive, send)
         return int(sent[0]["status"])
 
@@ -193,6 +194,10 @@ async def test_a_release_without_identities_stays_on_loopback_wherever_the_serve
         assert await status("127.0.0.1") == 200
         assert await status("10.0.0.5") == 401
         assert await status(None) == 401
+        for name in (b"127.0.0.1", b"127.0.0.1:8080", b"localhost:8080", b"[::1]:8080"):
+            assert await status("127.0.0.1", name) == 200, name
+        for name in (b"rebound.example.com", b"rebound.example.com:8080", b"127.0.0.1.example.com", b"[::1", b""):
+            assert await status("127.0.0.1", name) == 401, "a web page may point its own name at this machine"
 
 
 async def sse(client: aiohttp.ClientSession, value: Any) -> list[tuple[str, dict[str, Any]]]:
