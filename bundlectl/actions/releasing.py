@@ -18,11 +18,11 @@ from bundlectl.model.attestation import RELEASE, Envelope
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical
-from bundlectl.model.errors import BackendUnavailable, NotFound, UsageError
+from bundlectl.model.errors import BackendUnavailable, NotFound, UsageError, VerificationFailed
 from bundlectl.model.fitting import misfits
 from bundlectl.model.keyring import Gate, Role
 from bundlectl.model.reference import EnvironmentReference
-from bundlectl.model.release import Action, Head, Release, RollbackTarget
+from bundlectl.model.release import MAX_SERIAL, Action, Head, Release, RollbackTarget
 from bundlectl.model.types import Strict, format_time, seconds
 from bundlectl.registry.head import parse_head, place
 from bundlectl.registry.layout import Place
@@ -138,7 +138,15 @@ def next_place(standing: Standing) -> Place:
     """Give the place of the release that would follow: serials start again with an epoch."""
     live = standing.live.release if standing.live else None
     epoch = standing.keyring.epoch(standing.app, standing.environment)
-    return Place(epoch, live.serial + 1 if live is not None and live.epoch == epoch else 1)
+    if live is None or live.epoch != epoch:
+        return Place(epoch, 1)
+    if live.serial >= MAX_SERIAL:
+        where = EnvironmentReference(standing.app, standing.environment)
+        raise VerificationFailed(
+            f"The serials of {where} are used up: whoever could sign releases pushed them to their end.",
+            fix=f"Root begins the next epoch, in which they start again: bundlectl keyring epoch {where} --reason TEXT",
+        )
+    return Place(epoch, live.serial + 1)
 
 
 def check_servable(bundle: Bundle, bindings: Bindings, keyring: VerifiedKeyring) -> None:

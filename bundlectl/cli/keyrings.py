@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
     ) -> None:
-        """Make a registry, in a folder or S3: development keys (one for each role), keyring 1, policy 1, and the pin."""
+        """Make a registry, in a folder or S3: development keys (one for each role), keyring 1, policy 1, the pin."""
         from bundlectl.actions.keyring import keyring_init as act
 
         result = act(session.context(), app, owner=owner, scheme=scheme, suites=suite)

@@ -17,6 +17,8 @@ from bundlectl.model.types import Digest, Principal, StoreName, Strict, Text, Ti
 
 Action = Literal["promotion", "rollback", "renewal", "rebind"]
 MAX_HEAD = 256 * 1024
+MAX_SERIAL = 2**53 - 1
+"""The largest integer that canonical JSON can say."""
 
 
 class Release(Strict):
@@ -33,7 +35,7 @@ class Release(Strict):
     app: StoreName
     environment: StoreName
     epoch: Annotated[int, Field(ge=1)]
-    serial: Annotated[int, Field(ge=1, le=10**16 - 1)]
+    serial: Annotated[int, Field(ge=1, le=MAX_SERIAL)]
     previous: Digest | None = None
     action: Action
     bundle: Digest

@@ -88,9 +88,12 @@ class Releases:
         """Read the head unless it still is the version ``tag`` (then None): one call.
 
         Raises:
-            NotFound: there is no head any more.
+            VerificationFailed: there is no head any more, where one was: heads are replaced, never deleted.
         """
-        stored = self._store.get_if_changed(head_key(app, environment), tag)
+        try:
+            stored = self._store.get_if_changed(head_key(app, environment), tag)
+        except KeyMissing as error:
+            raise _gone(app, environment) from error
         return HeadState(stored.data, stored.tag, digest(stored.data)) if stored else None
 
     def check_newest(self, app: str, environment: str, state: HeadState) -> None:

@@ -90,6 +90,7 @@ class Follower:
         self._candidate: tuple[str, VerifiedBundle] | None = None
         self._held: Bundle | None = None
         self._doubts: list[str] = []
+        self._refused_keyring: tuple[str, ...] = ()
         self._ask_witness = witness
         self._witnessed: Witness | None = None
         self._unheard = False
@@ -140,8 +141,8 @@ class Follower:
         try:
             alarms = self._judge_serving()
         except (Blocked, Expired) as stop:
-            return Step(candidate, error, stop, (), tuple(self._doubts))
-        return Step(candidate, error, None, alarms, tuple(self._doubts))
+            return Step(candidate, error, stop, (), (*self._refused_keyring, *self._doubts))
+        return Step(candidate, error, None, alarms, (*self._refused_keyring, *self._doubts))
 
     def accept(self, bundle: VerifiedBundle) -> str | None:
         """Remember what serves from now on; give why it could not be saved, if it could not."""
@@ -232,12 +233,16 @@ class Follower:
         assert self._keyring is not None
         before = self._keyring.version
         self._keyring_asked = self._clock()
+        self._refused_keyring = ()
         try:
             while (data := self._registry.keyring_bytes(self._keyring.version + 1)) is not None:
                 self._keyring = next_keyring(self._keyring, data)
                 self._chain = [*self._chain, data]
         except VerificationFailed as error:
-            self._doubts.append(f"Keyring {self._keyring.version + 1} is refused: {error.what} {error.why}".strip())
+            # Told until it is asked again: once in ten minutes would be missed by whoever looks at the status.
+            self._refused_keyring = (
+                f"Keyring {self._keyring.version + 1} is refused: {error.what} {error.why}".strip(),
+            )
         if self._keyring.version > before and self._state is not None:
             self._state = self._state.model_copy(
                 update={"keyring": self._keyring.version, "keyring_digest": self._keyring.digest}

@@ -14,10 +14,12 @@ from bundlectl.actions import succession
 from bundlectl.actions.applying import apply, export_keyring
 from bundlectl.actions.keyring import keyring_show
 from bundlectl.actions.opening import open_trust
+from bundlectl.actions.promote import promote
 from bundlectl.actions.signing import show_request, sign_request
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import BundlectlError, Conflict, NotFound, UsageError, VerificationFailed
 from bundlectl.model.keyring import Keyring
+from bundlectl.model.release import MAX_SERIAL
 from bundlectl.trust.envelope import parse_envelope, payload_of
 from bundlectl.trust.keyring import keyring_digest
 from tests.support.ceremony import Ceremony
@@ -137,6 +139,21 @@ def test_epoch_begins_anew(ceremony: Ceremony) -> None:
     assert made.consequences[0].startswith("support:prod: Release 1 of support:prod is of epoch 1")
     with pytest.raises(VerificationFailed, match="does not name the app"):
         succession.epoch(ctx, "billing:prod", reason="x")
+
+
+def test_recovery_from_a_fast_forward(ceremony: Ceremony) -> None:
+    """A stolen promoter's key pushed the serial to its end: promoting says what root has to do, and then goes on."""
+    world, ctx = ceremony.world, ceremony.context()
+    ref = f"support@{world.bundle('v1').digest}"
+    world.promote("dev", world.bundle("evil"))
+    world.promote("dev", world.bundle("evil"), serial=MAX_SERIAL)
+    with pytest.raises(VerificationFailed, match="used up") as refused:
+        promote(ctx, ref, environment="dev", reason="x")
+    assert "bundlectl keyring epoch support:dev" in refused.value.fix
+    succession.epoch(ctx, "support:dev", reason="fast forward")
+    released = promote(ctx, ref, environment="dev", reason="anew").released
+    assert released is not None
+    assert (released.epoch, released.serial) == (2, 1)
 
 
 def test_a_new_app_and_its_owners(ceremony: Ceremony) -> None:
