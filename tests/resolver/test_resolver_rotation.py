@@ -71,8 +71,11 @@ class Fleet:
                 await asyncio.sleep(0.005)
 
     async def serving(self, epoch: int, serial: int) -> None:
-        """Wait until every resolver serves a release."""
+        """Wait until every resolver serves a release, and every reader has seen it."""
         await self.all(lambda resolver: resolver.current()[:2] == (epoch, serial))
+        async with asyncio.timeout(10):
+            while not all(read[-1:] and read[-1][:2] == (epoch, serial) for read in self.reads):
+                await asyncio.sleep(0.001)
 
     async def some_polls(self) -> None:
         """Let every resolver poll a few times."""
@@ -99,6 +102,7 @@ async def test_rotation_and_revocation_of_the_promoter_s_key(store: Store, tmp_p
     world.promote(ENV, world.bundle("v1"))
     fleet = Fleet(world, tmp_path / "state")
     async with fleet.running():
+        await fleet.serving(1, 1)
         # A new key enters, takes over, and the old one is retired: nobody is disturbed.
         world.add_principal("promoter-2", "promoter")
         second = world.promote(ENV, world.bundle("v2"), actor="promoter-2").data
@@ -136,6 +140,7 @@ async def test_rotation_of_root_itself(store: Store, tmp_path: Path) -> None:
     world.promote(ENV, world.bundle("v1"))
     fleet = Fleet(world, tmp_path / "state")
     async with fleet.running():
+        await fleet.serving(1, 1)
         named = {**world.keyring.document.principals, "root-2": entry("root-2"), "root-3": entry("root-3")}
         root = Signers(principals=["root-2", "root-3"], threshold=2)
         world.rotate(signers=("root", "root-2", "root-3"), principals=named, root=root)
@@ -161,6 +166,7 @@ async def test_recovery_from_a_fast_forward(store: Store, tmp_path: Path) -> Non
     world.promote(ENV, world.bundle("v1"))
     fleet = Fleet(world, tmp_path / "state")
     async with fleet.running():
+        await fleet.serving(1, 1)
         far = MAX_SERIAL
         put_head(world, world.head(ENV, world.bundle("v2"), serial=far))  # complete, so it is believed
         await fleet.serving(1, far)
