@@ -9,12 +9,13 @@ from typing import Literal
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import open_current_policy, open_trust, pin_file
 from bundlectl.actions.signing import write_new
+from bundlectl.model.canonical import digest
 from bundlectl.model.errors import UsageError
 from bundlectl.model.keyring import EvaluationRequirement, Keyring, Policy, Role
 from bundlectl.model.types import Strict, format_time
 from bundlectl.registry.registry import Registry
 from bundlectl.storage.directory import DirectoryStore
-from bundlectl.trust.envelope import envelope_bytes
+from bundlectl.trust.envelope import envelope_bytes, parse_envelope, payload_of
 from bundlectl.trust.founding import member, new_keyring
 from bundlectl.trust.keyring import keyring_digest, seal_keyring
 from bundlectl.trust.policy import new_policy, seal_policy
@@ -121,18 +122,26 @@ def keyring_init(
     keys = ctx.workspace / "keys"
     folder = ctx.registry_folder
     registry = Registry(DirectoryStore(folder)) if folder is not None else ctx.registry
-    _refuse_existing(ctx.registry_url, registry, pin_file(ctx))
+    made = registry.keyring_bytes(1)
+    unfinished = not pin_file(ctx).exists() and all((keys / f"{role}.pem").exists() for role in DEVELOPMENT_ROLES)
+    if made is None or not unfinished:
+        _refuse_existing(ctx.registry_url, registry, pin_file(ctx))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     signers = {role: _key(keys / f"{role}.pem", scheme) for role in DEVELOPMENT_ROLES}
     members = [member(f"{owner}-{role}", owner, role, signers[role]) for role in DEVELOPMENT_ROLES]
     document = new_keyring(app, members)
-    registry.put_keyring(1, envelope_bytes(seal_keyring(document, [signers["root"]])))
+    pin = keyring_digest(document)
+    if made is not None and digest(payload_of(parse_envelope(made, "keyring 1"))) != pin:
+        _refuse_existing(ctx.registry_url, registry, pin_file(ctx))
     wanted = [app] if suites is None else list(suites)
     policy = new_policy(app, [EvaluationRequirement(suite=suite) for suite in wanted])
-    registry.put_policy(app, 1, envelope_bytes(seal_policy(policy, [signers["owner"]])))
-    pin = keyring_digest(document)
+    # Policy, keyring, pin: a run that was killed after any of them is finished by the next.
+    if registry.policy_bytes(app, 1) is None:
+        registry.put_policy(app, 1, envelope_bytes(seal_policy(policy, [signers["owner"]])))
+    if made is None:
+        registry.put_keyring(1, envelope_bytes(seal_keyring(document, [signers["root"]])))
     pin_file(ctx).write_text(pin + "\n", encoding="utf-8")
     return Initialised(
         registry=str(folder or ctx.registry_url),
@@ -145,7 +154,7 @@ def keyring_init(
 
 
 def _refuse_existing(url: str, registry: Registry, pin: Path) -> None:
-    """Refuse to touch a registry that has a keyring; half-made keys of a run that was killed are used again."""
+    """Refuse to touch a registry that has a keyring, or to replace a pin; what a killed run left is gone on with."""
     if registry.keyring_bytes(1) is not None:
         raise UsageError(f"{url} already has a keyring; nothing was changed.", fix="See it: bundlectl keyring show")
     if pin.exists():

@@ -79,6 +79,20 @@ def test_a_registry_that_was_half_made_is_finished(tmp_path: Path, scheme: str) 
         (half / "keys" / f"{role}.pem").chmod(0o600)
     keyring_init(context(half), "hello", scheme=scheme)
     assert policy_show(context(half), "hello").app == "hello"
+    for lost in (["pin"], ["pin", "registry/keyring/1.json"]):
+        for name in lost:
+            (half / name).unlink()
+        again = keyring_init(context(half), "hello", scheme=scheme)
+        assert keyring_show(context(half)).digest == again.registry_id
+        assert policy_show(context(half), "hello").app == "hello"
+    # Another's registry is not taken over: its keyring is not of these keys.
+    (half / "pin").unlink()
+    whole = (tmp_path / "whole" / "registry" / "keyring" / "1.json").read_bytes()
+    (half / "registry" / "keyring" / "1.json").unlink()
+    (half / "registry" / "keyring" / "1.json").write_bytes(whole)
+    with pytest.raises(UsageError, match="already has a keyring"):
+        keyring_init(context(half), "hello", scheme=scheme)
+    assert not (half / "pin").exists()
 
 
 def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
