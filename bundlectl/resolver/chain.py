@@ -92,6 +92,13 @@ def verify_link(older: VerifiedRelease, newer: VerifiedRelease) -> None:
             f"{what} is a {new.action} and changes the bundle or since when it is live.",
             why=f"{old.bundle} since {format_time(old.since)} became {new.bundle} since {format_time(new.since)}.",
         )
+    kept = new.bundle == old.bundle and new.since == old.since
+    if new.action in ("promotion", "rollback") and new.since != new.time and not kept:
+        raise VerificationFailed(
+            f"{what} says that it is live since {format_time(new.since)}, and was made at {format_time(new.time)}.",
+            why="Only the same bundle goes on being live; a soak is counted from since.",
+            fix="A promoter's key signed it: find out who used it.",
+        )
     if new.action == "renewal":
         base = older.head.origins[0] if old.action == "renewal" else older.head.release
         if newer.head.origins[0].payload != base.payload:

@@ -89,3 +89,16 @@ def test_a_renewal_renews_the_release_before_it(world: World) -> None:
     newer, older, *_ = formers(world)
     with pytest.raises(VerificationFailed, match="changes the bundle"):
         verify_link(older, newer)
+
+
+def test_a_promotion_does_not_backdate_since_when_it_is_live(world: World) -> None:
+    """A soak is counted from since, and only a bundle that goes on being live keeps it."""
+    v3 = world.bundle("v3")
+    world.promote("prod", v3)
+    since = world.verify("prod").release.since
+    world.tick(hours=1)
+    world.commit("prod", world.head("prod", v3.digest, since=since.strftime("%Y-%m-%dT%H:%M:%SZ")))
+    list(verify_chain(formers(world)))
+    world.commit("prod", world.head("prod", world.bundle("v4").digest, since="2026-10-01T00:00:00Z"))
+    with pytest.raises(VerificationFailed, match="live since"):
+        list(verify_chain(formers(world)))
