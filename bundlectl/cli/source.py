@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
 
     @verb(app, "validate", examples="bundlectl validate bundles/support\nbundlectl validate . -o json")
     def validate(session: Session, path: SourcePath) -> None:
-        """Check a source folder: form, names, prompts, policies, access cases, schemas, guards; then lint.
+        """Check a source folder: form, names, prompts, policies, access cases, schemas, guards, suites; then lint.
 
         Every problem is printed as file:line, with what would be right, and the exit code is 2. Lint findings are
         allowed here; an environment's gate can forbid them.
@@ -97,6 +97,10 @@ def _validated(out: Console, result: Validated) -> None:
     out.print(f"{result.app} {result.version} is valid: {result.bundle}", markup=False)
     out.print(f"tasks         {', '.join(result.tasks)}", markup=False)
     out.print(f"environments  {', '.join(result.environments) or 'none'}", markup=False)
+    if result.suites:
+        out.print(f"suites        {', '.join(result.suites)}", markup=False)
+    for warning in result.warnings:
+        out.print(f"warning: {warning}", markup=False)
     _findings(out, result.findings)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from bundlectl.evaluation.suite import read_suite, request_of
+from bundlectl.evaluation.suite import group_of, read_suite, request_of
 from bundlectl.model.errors import SourceError, UsageError
+from bundlectl.model.suite import Case
 from tests.evaluation.builders import suite, write_suite
 
 EXACT = [{"name": "exact", "floor": 0.5}]
@@ -174,3 +175,52 @@ def test_a_case_s_profile_comes_first_then_the_suite_s_then_the_run_s(tmp_path: 
     assert [request_of(c, named.suite, "runs").policy_profile for c in named.cases] == ["own", "suites"]
     bare = read_suite(write_suite(tmp_path, cases, EXACT))
     assert request_of(bare.cases[1], bare.suite, "runs").policy_profile == "runs"
+
+
+# ---------------------------------------------------------------- margins, and whether a dataset can decide them
+
+
+def margin_suite(folder: Path, groups: int, **scorer: Any) -> Path:
+    cases = [
+        {"id": f"c{i}", "expected": {"exact": "yes"}, "tags": ["all"], "group": f"g{i % groups}"}
+        for i in range(2 * groups)
+    ]
+    return write_suite(folder, cases, [{"name": "exact", **scorer}])
+
+
+def test_a_tag_gate_that_its_size_cannot_decide_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as raised:
+        read_suite(margin_suite(tmp_path, 330, tag_margins={"all": 0.05}))
+    (problem,) = raised.value.problems
+    assert "330 groups" in problem.message and "takes about 331" in problem.message and problem.line > 1
+    assert read_suite(margin_suite(tmp_path, 331, tag_margins={"all": 0.05})).undecidable() == []
+
+
+def test_a_tag_gate_without_cases_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="has 0 groups"):
+        read_suite(margin_suite(tmp_path, 400, tag_margins={"none": 0.1}))
+
+
+def test_a_margin_over_all_cases_that_is_too_small_is_a_warning(tmp_path: Path) -> None:
+    (warning,) = read_suite(margin_suite(tmp_path, 90, margin=0.05)).undecidable()
+    assert "90 groups" in warning and "331" in warning
+    assert read_suite(margin_suite(tmp_path, 94, margin=0.1)).undecidable() == []
+
+
+@pytest.mark.parametrize("margin", [0, -0.1, 1.5, "5 %"])
+def test_a_margin_is_a_share_above_nothing(tmp_path: Path, margin: Any) -> None:
+    with pytest.raises(SourceError):
+        read_suite(margin_suite(tmp_path, 20, margin=margin))
+
+
+def test_a_suite_without_margins_keeps_its_digest(tmp_path: Path) -> None:
+    form = read_suite(margin_suite(tmp_path, 20, floor=0.5)).suite.form()
+    assert "repeats" not in form and not {"margin", "tag_margins"} & set(form["scorers"][0])
+
+
+def test_groups_are_the_group_then_the_first_document_then_the_case() -> None:
+    documents = [{"document": "a.md"}, {"document": "b.md"}]
+    form = {"id": "x", "input": {"q": "?"}, "tenant": "t", "role": "r"}
+    assert group_of(Case.model_validate({**form, "group": "g", "expected": {"documents": documents}})) == "g"
+    assert group_of(Case.model_validate({**form, "expected": {"documents": documents}})) == "a.md"
+    assert group_of(Case.model_validate({**form, "expected": {"exact": "a"}})) == "case x"
