@@ -268,7 +268,8 @@ class _Loop:
         source = load_document(file, IndexSource)
         documents = read_documents(source, file)
         base = (file.parent / source.base).resolve()
-        self._watched = [base / document.key for document in documents]
+        # Of every index: a bundle may search more than one. A file that is gone is passed over when it is looked at.
+        self._watched = sorted({*self._watched, *(base / document.key for document in documents)})
         folder = self._ctx.workspace / "dev" / "indexes"
         snapshot = build_index(
             source.index,
