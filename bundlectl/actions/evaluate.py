@@ -160,6 +160,8 @@ class _Evaluation:
         with ExitStack() as stack:
             journals = [stack.enter_context(journal) for journal in self._journals(measure_baseline=stored is None)]
             results = asyncio.run(self._measure(journals, budget))
+            if not budget.open:
+                ctx.reporter.warn(_stopped(budget))
             beside = self._beside(stored if stored is not None else results[1] if self._baseline else None)
             report = make_report(
                 loaded,
@@ -195,10 +197,14 @@ class _Evaluation:
         return found
 
     def _journals(self, *, measure_baseline: bool) -> list[Journal]:
-        keys = [journal_key(self._loaded, bundle=self._bundle.digest, bindings=self._bound)]
+        ours, beside = self._bundle.digest, None
+        keys = []
         if self._baseline is not None and measure_baseline:
-            other, candidate = self._baseline.bundle.digest, self._bundle.digest
-            keys.append(journal_key(self._loaded, bundle=other, bindings=self._baseline.bound, beside=candidate))
+            # Rows of a comparison are kept apart from those of a run by itself: they belong beside each other in time.
+            beside = self._baseline.bundle.digest
+            theirs = f"the baseline of {ours}"
+            keys.append(journal_key(self._loaded, bundle=beside, bindings=self._baseline.bound, beside=theirs))
+        keys.insert(0, journal_key(self._loaded, bundle=ours, bindings=self._bound, beside=beside))
         journals = [Journal(self._ctx.workspace / "journals", key) for key in keys]
         kept = sum(len(journal.finished) for journal in journals)
         if self._settings.fresh:
@@ -281,11 +287,12 @@ class _Evaluation:
         )
         every = [*report.cases, *(report.baseline.cases if report.baseline else []), *rows]
         if compared is None and look == 1:
-            return result.model_copy(update={"usd": budget.spent} if budget.spent else {})
+            return result.model_copy(update={"usd": budget.spent} if budget.spent and not budget.unknown else {})
         return result.model_copy(
             update={
                 "look": look,
                 "pooled": [look.result.report for look in poolable] or None,
+                "cache_hits": len(report.baseline.cases) if stored and report.baseline else 0,
                 "oldest": min((row.time for row in every), default=None),
                 "usd": None if budget.unknown else budget.spent,
             }
@@ -346,6 +353,12 @@ class _Evaluation:
         statement = make_statement(self._app, self._bundle.digest, EVALUATION, result.form())
         envelope = seal(statement, PAYLOAD_TYPE, [self._signer])
         return self._ctx.registry.attach(self._app, self._bundle.digest, "evaluation", envelope)
+
+
+def _stopped(budget: Budget) -> str:
+    if budget.unknown:
+        return "stopped: what a model costs is not known, so nobody knows when --max-cost is reached"
+    return f"stopped: {budget.spent:.2f} USD were spent, and --max-cost allows {budget.limit or 0:g}"
 
 
 def _live_bindings(ctx: Context, reference: str, app: str) -> Bindings | None:

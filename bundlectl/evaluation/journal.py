@@ -40,7 +40,7 @@ def journal_key(
         bundle: the bundle's digest.
         bindings: the digest of the bindings it runs with.
         snapshots: the resolved snapshot by index, where a bundle follows one that moves.
-        beside: the candidate, where this measures its baseline.
+        beside: what it is measured beside, in a comparison.
         tool_version: the version whose scorers measure.
     """
     return digest(

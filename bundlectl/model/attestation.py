@@ -183,8 +183,8 @@ class EvaluationResult(Strict):
 
     Absent in results of one look, once per case, without a baseline: ``repeats`` of each case in this look; ``look``,
     which look at this digest it is, and ``pooled``, reports of earlier ones that count in it; ``flaky`` cases, whose
-    repeats differ; ``cache_hits`` and ``oldest``, how many rows were answered from a cache and when the oldest row
-    was measured; ``usd`` spent; ``comparison``.
+    repeats differ; ``cache_hits`` and ``oldest``, how many rows of this look were not asked anew and when the oldest
+    row was measured; ``usd`` spent; ``comparison``.
     """
 
     suite: Name

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.drift import drift
@@ -19,6 +20,7 @@ from bundlectl.actions.evaluate import Evaluated, Settings, evaluate
 from bundlectl.actions.keyring import keyring_init
 from bundlectl.actions.policy import set_policy
 from bundlectl.actions.promote import promote
+from bundlectl.cli.program import app
 from bundlectl.evaluation.report import Report
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.components import Model
@@ -242,6 +244,35 @@ def test_where_nothing_can_differ_the_baselines_own_result_is_used(shop: Shop) -
     comparison = shop.evaluate(two, suite, baseline=f"{APP}:lab").result.comparison
     assert comparison is not None and comparison.stored and comparison.scores[0].difference == 0
     assert comparison.verdict == "pass"
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+def run(shop: Shop, *argv: str) -> Result:
+    return CliRunner().invoke(
+        app, [*argv, "--registry", shop.ctx.registry_url], prog_name="bundlectl", env={"COLUMNS": "160"}
+    )
+
+
+def test_the_table_shows_the_comparison_and_the_exit_code_is_3(shop: Shop) -> None:
+    hasty, suite = shop.bundle(HASTY), shop.suite(120)
+    ran = run(shop, "eval", hasty, "--suite", str(suite), "--baseline", "support:dev", "--concurrency", "16")
+    assert ran.exit_code == 3, ran.output
+    for shown in ("candidate", "baseline", "difference", "interval", "verdict", "needed", "worse: q", "s: fail"):
+        assert shown in ran.output
+    few = run(shop, "eval", hasty, "--suite", str(shop.suite(5)), "--baseline", "support:dev")
+    assert few.exit_code == 3 and "331" in few.output and "look 2 at this bundle" in few.output
+    stopped = run(shop, "promote", hasty, "--to", "dev", "--reason", "try")
+    assert stopped.exit_code == 3 and "no-worse:s/exact" in stopped.output
+
+
+def test_drift_ends_with_7_and_says_what_moved(shop: Shop) -> None:
+    shop.fake.reply = lambda body: Say("no" if "Is it 1" in body["messages"][-1]["content"] else "yes", model="new")
+    ran = run(shop, "drift", "support:dev", "--suite", str(shop.suite(120)))
+    assert ran.exit_code == 7, ran.output
+    assert "fake-model-0125 -> new" in ran.output and "flipped and stays: q1" in ran.output
+    assert run(shop, "drift", "support:dev", "--suite", str(shop.suite(5))).exit_code == 3
 
 
 # ---------------------------------------------------------------- drift

@@ -1,0 +1,169 @@
+"""What a gate makes of an evaluation on the day: its age, its floors, and its margins against what is live.
+
+Whether a result was signed and passed is evidence, which resolvers judge again; this is judged at promotion alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from bundlectl.model.attestation import ComparedScore, EvaluationResult, ScoreSummary
+from bundlectl.model.keyring import EvaluationRequirement
+from bundlectl.model.types import seconds
+from bundlectl.model.verdict import Verdict, worst
+from bundlectl.trust.check import Check
+from bundlectl.trust.evidence import blocked_reason, newest_evaluations
+
+if TYPE_CHECKING:
+    from bundlectl.trust.gate import Situation
+
+LEAST_GROUPS = 20
+"""Groups of cases under which a comparison decides nothing; the evaluator's own rule, asked again here."""
+
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far an evaluator's clock may be ahead of ours."""
+
+
+def judge_exam(situation: Situation, requirement: EvaluationRequirement) -> list[Check]:
+    """Judge what one requirement asks beside a signed pass: age, floors, margins; in the order of :func:`judge`."""
+    usable = [item for item in situation.attested if blocked_reason(item, situation.keyring) is None]
+    newest = newest_evaluations(requirement, usable, situation.keyring)
+    again = f"bundlectl eval {situation.reference} --suite evals/{requirement.suite}.yaml --signer URI"
+    checks = [_age(situation, requirement, newest, again)]
+    for scorer, floor in sorted(requirement.floors.items()):
+        name = f"floor:{requirement.suite}/{scorer}"
+        results = [result for results in newest.values() for result in results]
+        judged = [_floor(result, scorer, floor) for result in results]
+        if not judged:
+            checks.append(Check(name, "inconclusive", "There is no evaluation to judge it by.", again))
+            continue
+        verdict = worst(v for v, _ in judged)
+        why = next(why for v, why in judged if v == verdict)
+        checks.append(Check(name, verdict, why, "" if verdict == "pass" else _floor_fix(verdict, again)))
+    return [*checks, *_margins(situation, requirement, newest, again)]
+
+
+def _margins(
+    situation: Situation,
+    requirement: EvaluationRequirement,
+    newest: Mapping[str, Sequence[EvaluationResult]],
+    again: str,
+) -> list[Check]:
+    """Judge by the signed comparisons whether it is no worse than what is live; every evaluator's newest counts."""
+    place = f"{situation.app}:{situation.environment}"
+    fix = f"{again} --baseline {place}"
+    checks = []
+    for scorer, margin in sorted((requirement.no_worse or {}).items()):
+        name = f"no-worse:{requirement.suite}/{scorer}"
+        if situation.replaces is None:
+            checks.append(Check(name, "inconclusive", f"It is not known what is live in {place}."))
+            continue
+        live = situation.replaces.bundle
+        if live is None or live == situation.bundle:
+            why = f"Nothing is live in {place} yet." if live is None else f"It is what is live in {place}."
+            checks.append(Check(name, "pass", why))
+            continue
+        judged = [_no_worse(result, scorer, margin, live) for results in newest.values() for result in results]
+        verdict = worst(v for v, _ in judged)
+        why = next((why for v, why in judged if v == verdict), "There is no evaluation to judge it by.")
+        mend = "Improve the bundle, or have the app's owners widen the margin."
+        checks.append(Check(name, verdict, why, {"pass": "", "fail": mend}.get(verdict, fix)))
+    return checks
+
+
+def _no_worse(result: EvaluationResult, scorer: str, margin: float, live: str) -> tuple[Verdict, str]:
+    comparison = result.comparison
+    if comparison is None:
+        return "inconclusive", "It was evaluated by itself, and not compared with what is live."
+    if comparison.baseline != live:
+        return (
+            "inconclusive",
+            f"It was compared with {comparison.baseline[:19]}, and {live[:19]} is live now.",
+        )
+    found = [score for score in comparison.scores if score.scorer == scorer and score.tag is None]
+    if len(found) != 1:
+        return "inconclusive", f"The comparison has {'no' if not found else 'more than one'} score {scorer!r}."
+    score = found[0]
+    if not result.complete or not score.low <= score.high:
+        return "inconclusive", f"The comparison by {scorer} is not whole."
+    said = f"{scorer} differs by [{score.low:+.3f}, {score.high:+.3f}] over {score.groups} groups of cases"
+    if score.groups < LEAST_GROUPS:
+        return "inconclusive", f"{said}; fewer than {LEAST_GROUPS} decide nothing{_more(score)}."
+    if score.low > -margin:
+        return "pass", f"{said}; the margin is {margin:g}."
+    if score.high < 0:
+        return "fail", f"{said}: worse, beyond the margin of {margin:g}."
+    return "inconclusive", f"{said}, which reaches below the margin of {margin:g}{_more(score)}."
+
+
+def _more(score: ComparedScore) -> str:
+    return f"; about {score.needed:,} groups would settle it" if score.needed is not None else ""
+
+
+def _age(
+    situation: Situation,
+    requirement: EvaluationRequirement,
+    newest: Mapping[str, Sequence[EvaluationResult]],
+    again: str,
+) -> Check:
+    name = f"age:{requirement.suite}"
+    if not newest:
+        return Check(name, "inconclusive", "There is no evaluation whose age could be judged.", again)
+    ages = {evaluator: situation.now - results[0].finished for evaluator, results in newest.items()}
+    ahead = [evaluator for evaluator, age in ages.items() if age < -CLOCK_SKEW]
+    if ahead:
+        why = f"The newest result of {', '.join(ahead)} lies in the future: a clock is wrong, theirs or this one."
+        return Check(name, "inconclusive", why, "Set the clock right and evaluate again.")
+    youngest = span(max(min(ages.values()), timedelta(0)))
+    if requirement.max_age is None:
+        return Check(name, "pass", f"Evaluated {youngest} ago; the policy sets no limit.")
+    limit = timedelta(seconds=seconds(requirement.max_age))
+    fresh = [evaluator for evaluator, age in ages.items() if age <= limit]
+    if situation.keyring.distinct(fresh) >= requirement.threshold:
+        return Check(name, "pass", f"Evaluated {youngest} ago; the policy allows {requirement.max_age}.")
+    why = (
+        f"{len(fresh)} of {requirement.threshold} needed evaluations are young enough: "
+        f"the newest is {youngest} old and the policy allows {requirement.max_age}."
+    )
+    return Check(name, "fail", why, again)
+
+
+def _floor(result: EvaluationResult, scorer: str, floor: float) -> tuple[Verdict, str]:
+    """Judge one floor. Cases without a score count 0 for a pass and 1 for a fail: what is unknown never helps."""
+    found = [score for score in result.scores if score.scorer == scorer and score.tag is None]
+    if len(found) != 1:
+        return "inconclusive", f"The evaluation has {'no' if not found else 'more than one'} score {scorer!r}."
+    score: ScoreSummary = found[0]
+    if score.mean is None or score.measured == 0:
+        return "inconclusive", f"{scorer} was measured on no case."
+    if not 0 <= score.mean <= 1:
+        return "inconclusive", f"{scorer} is {score.mean}, which is no mean of scores in [0, 1]."
+    missing = score.unmeasured + score.errors
+    share = score.measured / (score.measured + missing)  # exactly 1.0 where none is missing
+    least = score.mean * share
+    most = least + (1 - share)
+    said = f"{scorer} is {score.mean:.4g} over {score.measured} cases"
+    if least >= floor:
+        note = f"; {missing} more have no score, and it holds if all of them are wrong" if missing else ""
+        return "pass", f"{said}; the floor is {floor:g}{note}."
+    if most < floor:
+        return "fail", f"{said}; the floor is {floor:g}."
+    return (
+        "inconclusive",
+        f"{said}, but {missing} more have no score: it may be as low as {least:.4g}, under {floor:g}.",
+    )
+
+
+def _floor_fix(verdict: Verdict, again: str) -> str:
+    return again if verdict == "inconclusive" else "Improve the bundle, or have the app's owners lower the floor."
+
+
+def span(length: timedelta) -> str:
+    """Write a length of time in the largest unit that it has at least two of: ``3 h``."""
+    total = int(length.total_seconds())
+    for size, word in ((86400, "d"), (3600, "h"), (60, "min")):
+        if total >= 2 * size:
+            return f"{total // size} {word}"
+    return f"{total} s"
