@@ -171,11 +171,16 @@ def register(app: typer.Typer) -> None:
         session: Session,
         app: Annotated[str | None, typer.Argument(metavar="[APP]", help="One app; all without it.")] = None,
     ) -> None:
-        """Say what is live in each environment, verified as a resolver would."""
+        """Say what is live in each environment, verified as a resolver would.
+
+        Every environment is shown; if one does not verify, the exit code is 4.
+        """
         from bundlectl.actions.status import status as act
 
         result = act(session.context(), app)
         session.show(result, lambda out: _status(out, result))
+        if any(environment.state == "refused" for environment in result.environments):
+            raise typer.Exit(4)
 
     @verb(app, "history", examples="bundlectl history support:prod\nbundlectl history support:prod --verify")
     def history(
@@ -302,6 +307,8 @@ def history_table(out: Console, result: History) -> None:
         table.add_row(serial + mark, entry.action, entry.bundle[:15], minutes(entry.time), entry.actor, entry.reason)
     out.print(table)
     for entry in result.entries:
+        for override in entry.overrides:
+            out.print(f"release {entry.serial}: {override}", markup=False, style="yellow")
         for alarm in entry.alarms:
             out.print(f"alarm: {alarm}", markup=False, style="yellow")
     if result.verified:

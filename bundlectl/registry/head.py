@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from bundlectl.model.attestation import RELEASE, Envelope
-from bundlectl.model.canonical import parse_json
+from bundlectl.model.canonical import canonical, parse_json
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.release import MAX_HEAD, Head, Release
 from bundlectl.registry.layout import Place
@@ -30,10 +30,18 @@ def parse_head(data: bytes, what: str) -> tuple[Head, Release]:
             f"{what} has {len(data)} bytes; a head has at most {MAX_HEAD}.",
             fix="Name fewer attestations as evidence, or shorten the bindings.",
         )
+    value = parse_json(data, what=what)
     try:
-        head = Head.model_validate(parse_json(data, what=what))
+        head = Head.model_validate(value)
     except ValidationError as error:
         raise VerificationFailed(f"{what} does not have the form of a head.", why=str(error)) from error
+    if canonical(value) != data:
+        # Its digest is what the next release names, so a head has one spelling: not a space may be added.
+        raise VerificationFailed(
+            f"{what} is not spelled as a head is.",
+            why="Something was added or rewritten that changes no value.",
+            fix="Find out who can write to the registry, and restore the head.",
+        )
     return head, release_of(head.release, what)
 
 
