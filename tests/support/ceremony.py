@@ -16,18 +16,21 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from bundlectl.actions.context import Context
 from bundlectl.model.keyring import Gate
 from bundlectl.storage.directory import DirectoryStore
+from bundlectl.storage.store import Store
 from tests.support.world import ROLES, World, signer
 
 
 class Ceremony:
     """A workspace: ``keys/<name>.pem`` and ``<name>.pub``, the pin, the registry; its clock is the world's."""
 
-    def __init__(self, folder: Path, *, gates: dict[str, Gate] | None = None, **world: Any) -> None:
+    def __init__(
+        self, folder: Path, *, store: Store | None = None, gates: dict[str, Gate] | None = None, **world: Any
+    ) -> None:
         self.folder = folder
         self.home = folder / ".bundlectl"
         self.registry = self.home / "registry"
         self.registry.mkdir(parents=True)
-        self.world = World(DirectoryStore(self.registry), gates=gates, **world)
+        self.world = World(store if store is not None else DirectoryStore(self.registry), gates=gates, **world)
         (self.home / "pin").write_text(self.world.pin + "\n")
         self._ids = itertools.count()
         for name in ("root", "owner", *ROLES):
