@@ -71,30 +71,39 @@ class AwsService:
         self._bearer = bearer
 
     async def post(
-        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], what: str
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str],
+        what: str,
+        *,
+        expected: int = 200,
     ) -> aiohttp.ClientResponse:
-        """Post JSON, signed, and give the response once its headers are there with status 200; release it.
+        """Post JSON, signed, and give the response once its headers are there with the status; release it.
 
         Args:
             path: percent-encoded, see :func:`path_part`.
-            body: what to send.
+            body: what to send; ``None`` for nothing.
             headers: the operation's own.
             what: the model, in errors. The caller holds the deadline.
+            expected: the status of success.
 
         Raises:
             ProviderError: any other status, no credentials, or a failure of the connection.
         """
         url = self._url + path
-        data = to_json(body)
-        sent = await self._authorized(url, data, {"Content-Type": "application/json", **headers}, what)
+        data = b"" if body is None else to_json(body)
+        kind = {} if body is None else {"Content-Type": "application/json"}
+        sent = await self._authorized(url, data, {**kind, **headers}, what)
         with failures(what):
             response = await self._http.post(
                 URL(url, encoded=True),  # the signature holds for the path as it is written
                 data=as_payload(data),
                 headers=sent,
+                skip_auto_headers=("Content-Type",),  # it would not be signed
                 allow_redirects=False,
             )
-            if response.status == 200:
+            if response.status == expected:
                 return response
             try:
                 raise await _refusal(response, what)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import botocore.session
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSOError
 
 from bundlectl.inference.provider import ProviderError
@@ -33,6 +34,9 @@ PAUSE: Final = 5.0
 
 FAILURES: Final = (BotoCoreError, ClientError, OSError, RuntimeError)
 """What renewing may raise: a token file that is gone (OSError), keys that had ended when they came (RuntimeError)."""
+
+
+_CONFIG: Final = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 3})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,11 @@ class AwsSession:
             meta: Any = client.meta
             client.close()
             return Place(meta.endpoint_url, meta.service_model.signing_name, meta.region_name)
+
+    def client(self, service: str, region: str) -> Any:
+        """Make a botocore client, for use in threads; it finds its credentials by the same chain."""
+        with self._lock:
+            return self._botocore.create_client(service, region_name=region, config=_CONFIG)
 
     def credentials(self) -> AwsCredentials:
         """Find the credentials, once; may read files and ask an instance's metadata, so not on the event loop.

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
 from bundlectl.inference.aws import AwsService, event_of, open_service, path_part, read_frames
+from bundlectl.inference.aws_session import aws_session
 from bundlectl.inference.chat import ChatStream, ServerSentEvents, chat_body, chat_reply
 from bundlectl.inference.http import deadline, failures, read_json
-from bundlectl.inference.provider import Delta, ModelCall, ModelReply
+from bundlectl.inference.provider import Delta, ModelCall, ModelReply, Provider
 from bundlectl.inference.streaming import stream_reply, whole_of
 from bundlectl.model.bindings import ModelBinding
 from bundlectl.model.errors import UsageError
@@ -76,23 +77,30 @@ class SageMakerProvider:
         return stream_reply(call, what, begin, read, ChatStream(what))
 
     async def _post(self, call: ModelCall, operation: str, *, stream: bool) -> aiohttp.ClientResponse:
-        body = chat_body(call, stream=stream)
-        # The endpoint's name means nothing to its container. A container that holds several models (LoRA adapters)
-        # is told which by the bundle's parameters.
-        del body["model"]
-        if "model" in call.parameters:
-            body["model"] = call.parameters["model"]
         path = f"/endpoints/{path_part(self._endpoint or call.model or '')}/{operation}"
-        return await self._service.post(path, body, self._headers, _name(call))
+        return await self._service.post(path, container_body(call, stream=stream), self._headers, _name(call))
+
+
+def container_body(call: ModelCall, *, stream: bool) -> dict[str, Any]:
+    """Write what the container gets.
+
+    The endpoint's name means nothing to it; one that holds several models (LoRA adapters) is told which by the
+    bundle's parameters.
+    """
+    body = chat_body(call, stream=stream)
+    del body["model"]
+    if "model" in call.parameters:
+        body["model"] = call.parameters["model"]
+    return body
 
 
 def open_sagemaker(
     name: str, binding: ModelBinding, http: aiohttp.ClientSession, environ: Mapping[str, str]
-) -> SageMakerProvider:
+) -> Provider:
     """Open the provider of a model as it is bound; not on the event loop, see :func:`open_service`.
 
     Raises:
-        UsageError: it is bound to a credential, or the AWS configuration does not fit.
+        UsageError: what is bound does not fit an endpoint, or the AWS configuration does not.
         NotFound: there are no credentials.
         BackendUnavailable: who gives the credentials cannot be reached.
     """
@@ -103,12 +111,24 @@ def open_sagemaker(
             fix=f"Remove models.{name}.credential.",
         )
     service = open_service(http, "sagemaker-runtime", region=binding.region, endpoint=binding.base_url, environ=environ)
-    return SageMakerProvider(
-        service,
-        endpoint=binding.endpoint,
-        inference_component=binding.inference_component,
-        target_variant=binding.target_variant,
-    )
+    if binding.async_input is None:
+        return SageMakerProvider(
+            service,
+            endpoint=binding.endpoint,
+            inference_component=binding.inference_component,
+            target_variant=binding.target_variant,
+        )
+    if binding.inference_component is not None or binding.target_variant is not None:
+        raise UsageError(
+            f"Model {name} is bound to an asynchronous endpoint and to a part of it.",
+            why="Asynchronous endpoints choose neither inference components nor variants by request.",
+            fix=f"Remove models.{name}.inference_component and target_variant, or async_input.",
+        )
+    from bundlectl.inference.sagemaker_async import SageMakerAsyncProvider, requests_place
+
+    place = requests_place(name, binding.async_input)
+    s3 = aws_session(http).client("s3", service.region)
+    return SageMakerAsyncProvider(service, s3, place, endpoint=binding.endpoint)
 
 
 def _name(call: ModelCall) -> str:

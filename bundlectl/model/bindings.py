@@ -18,7 +18,8 @@ class ModelBinding(Strict):
     """Where a model is reached in this environment.
 
     ``inference_profile`` (Bedrock) and ``endpoint`` (SageMaker) take the place of the bundle's own ``model``;
-    ``inference_component`` and ``target_variant`` choose among what a SageMaker endpoint holds.
+    ``inference_component`` and ``target_variant`` choose among what a SageMaker endpoint holds; ``async_input``, an S3
+    prefix that requests are put under, is for asynchronous ones.
     """
 
     base_url: str | None = None
@@ -28,6 +29,7 @@ class ModelBinding(Strict):
     endpoint: str | None = None
     inference_component: str | None = None
     target_variant: str | None = None
+    async_input: str | None = None
 
 
 class Limit(Strict):

@@ -71,7 +71,9 @@ def call(**changes: Any) -> ModelCall:
 
 @contextmanager
 def official(region: str = "us-east-1") -> Iterator[Any]:
-    client = boto3.client("bedrock-runtime", config=Config(region_name=region, retries={"total_max_attempts": 1}))
+    client = boto3.session.Session().client(
+        "bedrock-runtime", config=Config(region_name=region, retries={"total_max_attempts": 1})
+    )
     yield client
     client.close()
 

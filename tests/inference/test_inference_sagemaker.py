@@ -73,7 +73,7 @@ async def test_the_request_is_the_one_that_boto3_sends_and_the_reply_the_one_it_
         "ContentType": "application/json",
         "Body": json.dumps(body),
     }
-    client = boto3.client("sagemaker-runtime")
+    client = boto3.session.Session().client("sagemaker-runtime")
     if streamed:
         deltas = [delta async for delta in ours.stream(call())]
         assert "".join(delta.text for delta in deltas) == TEXT

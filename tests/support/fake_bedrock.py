@@ -13,7 +13,7 @@ import json
 import struct
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
@@ -102,6 +102,10 @@ class Seen:
     body: dict[str, Any]
 
 
+async def _nowhere(seen: Seen) -> dict[str, str]:
+    return {}
+
+
 class FakeBedrock:
     """The server: steps are used up one per request; then ``default`` answers."""
 
@@ -111,6 +115,8 @@ class FakeBedrock:
         self.seen: list[Seen] = []
         self.secrets = {KEY: SECRET}
         self.url = ""
+        self.accept: Callable[[Seen], Awaitable[dict[str, str]]] = _nowhere
+        """Takes an asynchronous invocation and gives the headers of its answer."""
         self.connections = 0
         self._transports: set[int] = set()
         self._ending = asyncio.Event()
@@ -126,10 +132,12 @@ class FakeBedrock:
             self.connections += 1
         path = request.raw_path
         wrong = _authorization_problem(request, data, self.secrets)
-        self.seen.append(Seen(path, dict(request.headers), json.loads(data)))
+        self.seen.append(Seen(path, dict(request.headers), json.loads(data or b"{}")))
         if wrong:
             return _error(Fail(403, "InvalidSignatureException", wrong))
         _, kind, _, operation = path.split("/", 3)
+        if operation == "async-invocations" and not self.script:
+            return web.json_response({"InferenceId": "i1"}, status=202, headers=await self.accept(self.seen[-1]))
         step = self.script.popleft() if self.script else self.default
         if isinstance(step, Fail):
             return _error(step)
@@ -288,7 +296,8 @@ def _authorization_problem(request: web.Request, body: bytes, secrets: dict[str,
     fields = dict(part.strip().split("=", 1) for part in rest.split(","))
     key, date, region, service, _ = fields["Credential"].split("/")
     names = fields["SignedHeaders"].split(";")
-    if key not in secrets or not {"host", "x-amz-date", "content-type"} <= set(names):
+    needed = {"host", "x-amz-date"} | ({"content-type"} & {name.lower() for name in request.headers})
+    if key not in secrets or not needed <= set(names):
         return "not signed with what is known"
     path = quote(request.raw_path, safe="/-._~")
     headers = "".join(f"{name}:{request.headers[name].strip()}\n" for name in names)
