@@ -12,6 +12,7 @@ from bundlectl.actions.releasing import (
     commit_release,
     lineage,
     next_release,
+    reading_ahead,
     require_live,
     stand,
 )
@@ -30,6 +31,7 @@ class Bound(Strict):
     changes: list[Setting]
 
 
+@reading_ahead
 def bind(
     ctx: Context,
     reference: str,

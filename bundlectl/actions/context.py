@@ -146,6 +146,11 @@ class Context:
             )
         return Registry(open_store(self.locate().url))
 
+    def forget(self) -> None:
+        """Drop what was read ahead: the next verb reads anew."""
+        if "registry" in self.__dict__:
+            self.registry.store.forget()
+
     def signer(self, role: str) -> Signer:
         """Open the key that signs as ``role``.
 

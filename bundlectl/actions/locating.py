@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from bundlectl.actions.context import Context
+from bundlectl.actions.keeping import keep, kept
 from bundlectl.actions.opening import open_trust, registry_id
-from bundlectl.model.errors import BackendUnavailable, UsageError, VerificationFailed
+from bundlectl.model.errors import BackendUnavailable, UsageError
 from bundlectl.model.types import Strict
 from bundlectl.registry.located import Environment, publish, recalled
 from bundlectl.registry.witness import Locator, name_of, parse_locator, to_text
@@ -57,38 +54,16 @@ def locate_to_serve(ctx: Context, environments: Sequence[Environment]) -> None:
         BackendUnavailable: Parameter Store is away, and the registry was never found here.
     """
     name = name_of(ctx.registry_url)
-    file = ctx.workspace / "cache" / f"locator.{name}.json"
+    file = f"locator.{name}.json"
     try:
         located = ctx.locate(*environments)
     except BackendUnavailable as error:
-        kept = _read(file, name or "")
-        if name is None or kept is None:
+        text = kept(ctx, file)
+        if name is None or text is None:
             raise
-        ctx.reporter.warn(f"{error.what} {error.why} The registry is sought where it was last: {kept.url}")
-        ctx.use(recalled(name, kept))
+        locator = parse_locator(text, name)
+        ctx.reporter.warn(f"{error.what} {error.why} The registry is sought where it was last: {locator.url}")
+        ctx.use(recalled(name, locator))
         return
     if located.locator is not None:
-        _keep(ctx, file, to_text(located.locator))
-
-
-def _read(file: Path, name: str) -> Locator | None:
-    try:
-        return parse_locator(file.read_text(encoding="utf-8"), name)
-    except (OSError, VerificationFailed):
-        return None
-
-
-def _keep(ctx: Context, file: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".locator-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            Path(temporary).replace(file)
-        finally:
-            with suppress(FileNotFoundError):
-                Path(temporary).unlink()
-    except OSError as error:
-        ctx.reporter.warn(f"where the registry is cannot be kept in {file}: {error.strerror or error}")
+        keep(ctx, file, to_text(located.locator))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bundlectl.actions.context import Context
+from bundlectl.actions.keeping import keep_keyrings, kept_keyrings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import NotFound, UsageError, VerificationFailed
 from bundlectl.model.reference import (
@@ -15,12 +16,12 @@ from bundlectl.model.reference import (
     parse_reference,
 )
 from bundlectl.registry.head import place
+from bundlectl.registry.layout import keyring_key
 from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry, Releases
 from bundlectl.resolver.chain import verify_former
-from bundlectl.resolver.keyrings import first_pin
-from bundlectl.resolver.keyrings import open_trust as open_chain_of
-from bundlectl.resolver.trusted import verify_head
+from bundlectl.resolver.keyrings import first_pin, keyring_chain, open_chain
+from bundlectl.resolver.trusted import VerifiedRelease, verify_head
 from bundlectl.trust.envelope import parse_envelope
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy, open_policy
@@ -74,7 +75,7 @@ def open_trust(ctx: Context) -> VerifiedKeyring:
         NotFound: the registry has no keyring.
         VerificationFailed: a version is missing, breaks a rule, or was rotated by too few.
     """
-    keyring = open_chain_of(ctx.registry, read_pin(ctx))
+    keyring = _newest(ctx, read_pin(ctx))
     locator = ctx.locate().locator
     if locator is not None and keyring.registry not in (None, locator.registry):
         raise VerificationFailed(
@@ -85,6 +86,30 @@ def open_trust(ctx: Context) -> VerifiedKeyring:
     return keyring
 
 
+def expect_trust(ctx: Context) -> None:
+    """Begin the reads that :func:`open_trust` will make."""
+    known = len(kept_keyrings(ctx, read_pin(ctx)))
+    ctx.registry.store.expect(*(keyring_key(version) for version in ([known + 1] if known else [1, 2])))
+
+
+def _newest(ctx: Context, pin: str) -> VerifiedKeyring:
+    """Open the chain from the pin: what this machine keeps of it, and what has followed since."""
+    known = kept_keyrings(ctx, pin)
+    if known:
+        chain = [*known, *ctx.registry.latest_keyring(len(known))]
+        try:
+            keyring = open_chain(chain, pin)
+        except VerificationFailed as error:
+            ctx.reporter.warn(f"the kept keyrings are not used: {error.what}")
+            known = []
+    if not known:
+        chain = keyring_chain(ctx.registry, pin)
+        keyring = open_chain(chain, pin)
+    if len(chain) > len(known):
+        keep_keyrings(ctx, pin, chain)
+    return keyring
+
+
 def registry_id(keyring: VerifiedKeyring) -> str:
     """Give the registry's id: the digest of keyring 1."""
     if keyring.registry is None:
@@ -92,8 +117,16 @@ def registry_id(keyring: VerifiedKeyring) -> str:
     return keyring.registry
 
 
-def open_current_policy(ctx: Context, keyring: VerifiedKeyring, app: str) -> VerifiedPolicy:
+def open_current_policy(
+    ctx: Context, keyring: VerifiedKeyring, app: str, live: VerifiedRelease | None = None
+) -> VerifiedPolicy:
     """Open the newest policy of an app.
+
+    Args:
+        ctx: the context.
+        keyring: root's newest word.
+        app: whose.
+        live: what is live somewhere of that app: it carries its policy, so that only a newer one is asked for.
 
     Raises:
         NotFound: the app has none, or root does not know the app.
@@ -102,6 +135,10 @@ def open_current_policy(ctx: Context, keyring: VerifiedKeyring, app: str) -> Ver
         known = ", ".join(sorted(keyring.document.apps))
         raise NotFound(f"There is no app {app!r} in {ctx.registry_url}.", fix=f"Its apps are {known}.")
     floor = keyring.app(app).policy
+    if live is not None and live.policy.version >= floor:
+        newer = ctx.registry.latest_policy(app, live.policy.version)
+        envelope = parse_envelope(newer[-1], f"policy of {app}") if newer else live.policy.envelope
+        return open_policy(envelope, keyring, app)
     found = ctx.registry.latest_policy(app, floor - 1)
     if not found:
         raise NotFound(

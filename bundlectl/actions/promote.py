@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bundlectl.actions.context import Context
-from bundlectl.actions.opening import releases_of, resolve_bundle
+from bundlectl.actions.opening import expect_trust, releases_of, resolve_bundle
 from bundlectl.actions.releasing import (
     Released,
     Standing,
@@ -17,6 +17,7 @@ from bundlectl.actions.releasing import (
     current,
     next_place,
     next_release,
+    reading_ahead,
     stand,
 )
 from bundlectl.bundling.lint import lint
@@ -25,11 +26,13 @@ from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import Conflict, GateNotPassed, NotFound, UsageError, VerificationFailed
-from bundlectl.model.reference import SourceReference, parse_reference
+from bundlectl.model.reference import BundleReference, SourceReference, parse_reference
 from bundlectl.model.release import RollbackTarget
 from bundlectl.model.types import Strict
 from bundlectl.model.verdict import Verdict
+from bundlectl.registry.layout import head_key, pack_key, referrers_prefix
 from bundlectl.registry.registry import check_app
+from bundlectl.resolver.trusted import VerifiedRelease
 from bundlectl.trust import gate as gates
 from bundlectl.trust.evidence import Attested, current_evidence, gather_evidence
 from bundlectl.trust.gate import Check, Situation, judge, verdict_of
@@ -73,6 +76,7 @@ class Promoted(Strict):
     released: Released | None
 
 
+@reading_ahead
 def promote(
     ctx: Context,
     reference: str,
@@ -101,8 +105,9 @@ def promote(
         Conflict: someone else promoted first, or the saved plan is stale.
         VerificationFailed: stored bytes or signatures are not what they must be.
     """
+    _foresee(ctx, reference, environment)
     app, bundle_digest = resolve_bundle(ctx, reference)
-    standing = stand(ctx, app, environment)
+    standing = stand(ctx, app, environment, foresee=lambda live: _read_because_of(live, bundle_digest))
     bundle = ctx.registry.get_bundle(app, bundle_digest)
     check_app(bundle, app)
     bindings, bindings_from = _bindings(reference, environment, bindings_file, standing)
@@ -140,6 +145,29 @@ def promote(
         warnings=[f"{check.name}: {check.why}" for check in checks if check.override],
     )
     return Promoted(plan=plan, released=released)
+
+
+def _foresee(ctx: Context, reference: str, environment: str) -> None:
+    """Begin the reads that a promotion makes whatever it finds, side by side."""
+    ref = parse_reference(reference)
+    if not isinstance(ref, SourceReference):
+        ctx.locate((ref.app, environment))
+    if isinstance(ref, BundleReference) and len(ref.hex_prefix) == 64:
+        bundle = f"sha256:{ref.hex_prefix}"
+        ctx.registry.store.expect(pack_key(ref.app, bundle), head_key(ref.app, environment))
+        ctx.registry.store.expect_list(referrers_prefix(ref.app, bundle))
+        expect_trust(ctx)
+
+
+def _read_because_of(live: VerifiedRelease, bundle: str) -> list[str]:
+    """Give what the gate will look at: the rollback target, and the environment that it is to have soaked in."""
+    app, former = live.release.app, live.release.rollback_target
+    keys = [head_key(app, live.gate.soak.environment)] if live.gate.soak else []
+    if live.release.bundle != bundle:
+        keys.append(pack_key(app, live.release.bundle))
+    elif former is not None:
+        keys.append(pack_key(app, former.bundle))
+    return keys
 
 
 def _bindings(reference: str, environment: str, file: Path | None, standing: Standing) -> tuple[Bindings, str]:
@@ -227,9 +255,12 @@ def _situation(
     )
 
 
-def live_in_soak_environment(ctx: Context, standing: Standing) -> dict[str, tuple[str, datetime]] | None:
+def live_in_soak_environment(
+    ctx: Context, standing: Standing, *, newest: bool = True
+) -> dict[str, tuple[str, datetime]] | None:
     """Give what is live, and since when, in the environment that the gate asks to have soaked in.
 
+    With ``newest``, only if no older head was put back there; for a warning that is not worth a call.
     None where that environment's head does not verify: then nothing is known of it, and only pass passes.
     """
     soak = standing.gate.soak
@@ -241,7 +272,8 @@ def live_in_soak_environment(ctx: Context, standing: Standing) -> dict[str, tupl
         if head is None:
             return {}
         found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
-        releases.check_newest(standing.app, soak.environment, head)
+        if newest:
+            releases.check_newest(standing.app, soak.environment, head)
     except VerificationFailed as error:
         ctx.reporter.warn(f"{standing.app}:{soak.environment} does not verify: {error.what}")
         return None

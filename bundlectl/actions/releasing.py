@@ -6,13 +6,14 @@ run the resolver's own rules on the exact bytes. Then commit: one swap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bundlectl.actions.context import Context
-from bundlectl.actions.opening import open_current_policy, open_trust, registry_id, releases_of
+from bundlectl.actions.opening import expect_trust, open_current_policy, open_trust, registry_id, releases_of
 from bundlectl.model.attestation import PAYLOAD_TYPE as STATEMENT_PAYLOAD_TYPE
 from bundlectl.model.attestation import RELEASE, Envelope
 from bundlectl.model.bindings import Bindings
@@ -25,7 +26,7 @@ from bundlectl.model.reference import EnvironmentReference
 from bundlectl.model.release import MAX_SERIAL, Action, Head, Release, RollbackTarget
 from bundlectl.model.types import Strict, format_time, seconds
 from bundlectl.registry.head import parse_head, place
-from bundlectl.registry.layout import Place
+from bundlectl.registry.layout import Place, head_key, policy_key
 from bundlectl.registry.releases import HeadState
 from bundlectl.registry.witness import Witness, check_witness
 from bundlectl.resolver.chain import verify_former
@@ -33,6 +34,23 @@ from bundlectl.resolver.trusted import VerifiedRelease, check_unblocked, verify_
 from bundlectl.trust.envelope import make_statement, seal
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def reading_ahead(verb: Callable[Concatenate[Context, P], R]) -> Callable[Concatenate[Context, P], R]:
+    """Wrap a verb that says what it will read: what it then did not read is no news for the next verb."""
+
+    @functools.wraps(verb)
+    def told(ctx: Context, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return verb(ctx, *args, **kwargs)
+        finally:
+            ctx.forget()
+
+    return told
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,20 @@ class Released(Strict):
     warnings: list[str] = []
 
 
-def stand(ctx: Context, app: str, environment: str) -> Standing:
+def stand(
+    ctx: Context,
+    app: str,
+    environment: str,
+    *,
+    foresee: Callable[[VerifiedRelease], Iterable[str]] = lambda live: (),
+) -> Standing:
     """Read and verify where an environment stands.
+
+    Args:
+        ctx: the context.
+        app: whose.
+        environment: which.
+        foresee: gives the keys that will be read because of what is live: that is begun at once.
 
     Raises:
         NotFound: the app's policy does not name the environment.
@@ -76,13 +106,17 @@ def stand(ctx: Context, app: str, environment: str) -> Standing:
     """
     # Before head: a release that is made meanwhile then is only ever ahead of its witness.
     witness = ctx.locate((app, environment)).witness(app, environment)
+    expect_trust(ctx)
+    ctx.registry.store.expect(head_key(app, environment))
     keyring = open_trust(ctx)
-    policy = open_current_policy(ctx, keyring, app)
-    gate = policy.gate(environment)
     present = releases_of(ctx).read_head(app, environment)
     check_witness(witness, *_place_of(present, app, environment), app, environment)
     now = ctx.clock()
     live = former(present.data, app, environment, keyring) if present else None
+    if live is not None:
+        ctx.registry.store.expect(policy_key(app, live.policy.version + 1), *foresee(live))
+    policy = open_current_policy(ctx, keyring, app, live)
+    gate = policy.gate(environment)
     for alarm in live.alarms if live else ():
         ctx.reporter.warn(alarm)
     return Standing(app, environment, keyring, policy, gate, present, live, now)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from bundlectl.actions.context import Context
-from bundlectl.actions.releasing import Released, commit_release, expiry, next_release, require_live, stand
+from bundlectl.actions.releasing import (
+    Released,
+    commit_release,
+    expiry,
+    next_release,
+    reading_ahead,
+    require_live,
+    stand,
+)
 from bundlectl.model.reference import parse_environment
 
 
+@reading_ahead
 def renew(ctx: Context, reference: str, *, reason: str = "scheduled renewal") -> Released:
     """Renew what is live; only serial, time and expiry change.
 

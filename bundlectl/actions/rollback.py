@@ -19,6 +19,7 @@ from bundlectl.actions.releasing import (
     commit_release,
     former,
     next_release,
+    reading_ahead,
     require_live,
     stand,
 )
@@ -28,6 +29,7 @@ from bundlectl.model.fitting import returning
 from bundlectl.model.reference import parse_environment
 from bundlectl.model.release import RollbackTarget
 from bundlectl.model.types import Strict
+from bundlectl.registry.layout import head_key, history_key, pack_key
 from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry
 from bundlectl.resolver.trusted import VerifiedRelease
@@ -43,6 +45,7 @@ class RolledBack(Strict):
     returned_to: int
 
 
+@reading_ahead
 def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None = None) -> RolledBack:
     """Make the bundle of an earlier release live again, with the bindings that are live as far as they fit it.
 
@@ -58,7 +61,7 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
         UsageError: the live release has nothing to return to.
     """
     ref = parse_environment(reference)
-    standing = stand(ctx, ref.app, ref.environment)
+    standing = stand(ctx, ref.app, ref.environment, foresee=lambda live: _read_because_of(live, ref.serial))
     _, live = require_live(standing)
     entry = _promotion(ctx, standing, live, ref.serial)
     origin = former(entry.data, ref.app, ref.environment, standing.keyring)
@@ -105,6 +108,18 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
     return RolledBack(checks=planned_checks(checks), released=released, returned_to=entry.release.serial)
 
 
+def _read_because_of(live: VerifiedRelease, serial: int | None) -> list[str]:
+    """Give what a rollback reads: the promotion that it returns to and its bundle, and what it warns of."""
+    release, target = live.release, live.release.rollback_target
+    keys = [head_key(release.app, live.gate.soak.environment)] if live.gate.soak else []
+    if serial is not None:
+        return [*keys, history_key(release.app, release.environment, release.epoch, serial)]
+    if target is None:
+        return keys
+    former = history_key(release.app, release.environment, target.epoch, target.serial)
+    return [*keys, former, pack_key(release.app, target.bundle)]
+
+
 def _promotion(ctx: Context, standing: Standing, live: VerifiedRelease, serial: int | None) -> Entry:
     """Find the promotion to return to: the live release's target, or the one behind a serial."""
     releases = releases_of(ctx)
@@ -115,8 +130,10 @@ def _promotion(ctx: Context, standing: Standing, live: VerifiedRelease, serial: 
                 f"The live release of {standing.app}:{standing.environment} has no rollback target: it is the first.",
                 fix="Promote a good bundle instead, or disable what harms: bundlectl bind.",
             )
-        return releases.release_at(standing.app, standing.environment, target.serial, epoch=target.epoch)
-    entry = releases.release_at(standing.app, standing.environment, serial)
+        return releases.release_at(
+            standing.app, standing.environment, target.serial, epoch=target.epoch, head=standing.present
+        )
+    entry = releases.release_at(standing.app, standing.environment, serial, head=standing.present)
     if entry.release.action == "promotion":
         return entry
     for older in releases.history(standing.app, standing.environment):
@@ -153,7 +170,7 @@ def _situation(
         now=standing.now,
         bytes_present=True,
         snapshots=pinned_snapshots(bundle),
-        live=live_in_soak_environment(ctx, standing),
+        live=live_in_soak_environment(ctx, standing, newest=False),
         replaces=Replaced(standing.live.release.bundle if standing.live else None),
         confirmed=confirmed,
         in_history=True,

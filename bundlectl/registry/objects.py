@@ -13,8 +13,8 @@ from bundlectl.storage.store import AlreadyThere, KeyMissing, OutcomeUnknown, St
 _ATTEMPTS = 3
 
 
-def put_immutable(store: Store, key: str, data: bytes) -> None:
-    """Make sure that ``key`` holds ``data``.
+def put_immutable(store: Store, key: str, data: bytes) -> bool:
+    """Make sure that ``key`` holds ``data``; say whether it surely did not hold anything before.
 
     Raises:
         VerificationFailed: it holds other bytes.
@@ -26,14 +26,14 @@ def put_immutable(store: Store, key: str, data: bytes) -> None:
             store.create(key, data)
         except AlreadyThere:
             if holds(store, key, data):
-                return
+                return False
         except OutcomeUnknown:
             if holds(store, key, data):
-                return
+                return False
             if attempt == _ATTEMPTS:
                 raise
         else:
-            return
+            return True
     # Reached when the object was there at each create and gone at each read.
     raise VerificationFailed(
         f"{key} is there and not there in turn.",

@@ -19,6 +19,8 @@ from bundlectl.registry import layout
 from bundlectl.registry.objects import check_digest, put_immutable, read_or_none
 from bundlectl.registry.pack import pack, unpack
 from bundlectl.registry.releases import Releases
+from bundlectl.storage.ahead import ReadAhead
+from bundlectl.storage.parallel import in_parallel
 from bundlectl.storage.store import KeyMissing, Store, Stored, Tag
 from bundlectl.trust.envelope import envelope_bytes, parse_envelope
 
@@ -36,8 +38,8 @@ class Registry:
     """
 
     def __init__(self, store: Store, *, on_warning: Callable[[str], None] | None = None) -> None:
-        self.store = store
-        self.releases = Releases(store)
+        self.store = ReadAhead(store)
+        self.releases = Releases(self.store)
         self._warn = on_warning or _log.warning
 
     # ------------------------------------------------------------ bundles
@@ -49,9 +51,8 @@ class Registry:
             VerificationFailed: the bundle is another app's, or the registry holds other bytes under a digest.
         """
         check_app(bundle, app)
-        for name in sorted(bundle.blobs):
-            if name != EMPTY_DIGEST:
-                put_immutable(self.store, layout.blob_key(app, name), bundle.blobs[name])
+        names = [name for name in sorted(bundle.blobs) if name != EMPTY_DIGEST]
+        in_parallel(lambda name: put_immutable(self.store, layout.blob_key(app, name), bundle.blobs[name]), names)
         put_immutable(self.store, layout.blob_key(app, bundle.digest), bundle.manifest_bytes)
         put_immutable(self.store, layout.pack_key(app, bundle.digest), pack(bundle))
 
@@ -110,7 +111,7 @@ class Registry:
             )
         if len(wanted) == _HEX:  # nothing to complete, so nothing to list: whether it is there, reading it tells
             return f"sha256:{wanted}"
-        found = [name for name in self.bundles(app) if name.startswith(f"sha256:{wanted}")]
+        found = self._beginning(app, wanted)
         if not found:
             raise NotFound(
                 f"App {app} has no bundle whose digest begins with {wanted}.",
@@ -124,6 +125,16 @@ class Registry:
                 details={"bundles": found},
             )
         return found[0]
+
+    def _beginning(self, app: str, wanted: str) -> list[str]:
+        prefix = layout.packs_prefix(app)
+        found: list[str] = []
+        # Listed from there on, and no further: an app may have 100,000 bundles.
+        for key in self.store.list(prefix, prefix + wanted):
+            if not key.startswith(prefix + wanted):
+                break
+            found.append("sha256:" + key.removeprefix(prefix))
+        return found
 
     # ------------------------------------------------------------ blobs
 
@@ -172,7 +183,9 @@ class Registry:
         """
         prefix = layout.referrers_prefix(app, bundle)
         found: list[tuple[str, str, Envelope]] = []
-        for key in self.store.list(prefix):
+        keys = list(self.store.list(prefix))
+        self.store.expect(*keys)
+        for key in keys:
             kind, _, name = key.removeprefix(prefix).partition("/")
             if re.fullmatch(r"[0-9a-f]{64}", name) is None:
                 raise VerificationFailed(
@@ -253,12 +266,10 @@ class Registry:
                 f"App {app} has no bundle {digest_}.", fix=f"Build or import it; what is live: bundlectl status {app}"
             )
         manifest = open_manifest(manifest_bytes, digest_)
-        blobs: dict[str, bytes] = {EMPTY_DIGEST: EMPTY_BYTES}
-        for layer in manifest.layers:
-            if layer.digest not in blobs:
-                data = read_or_none(self.store, layout.blob_key(app, layer.digest))
-                if data is not None:
-                    blobs[layer.digest] = data
+        names = sorted({layer.digest for layer in manifest.layers} - {EMPTY_DIGEST})
+        read = in_parallel(lambda name: read_or_none(self.store, layout.blob_key(app, name)), names)
+        blobs = {name: data for name, data in zip(names, read, strict=True) if data is not None}
+        blobs[EMPTY_DIGEST] = EMPTY_BYTES
         return open_bundle(manifest_bytes, blobs, digest_)
 
 

@@ -137,8 +137,10 @@ class Releases:
                 raise self._conflict(app, environment, place(ours))
         else:
             old = parse_head(present.data, f"the head of {app}:{environment}")[1]
-            put_immutable(self._store, history_key(app, environment, old.epoch, old.serial), present.data)
-            self._check_place_is_free(app, environment, place(ours), data)
+            archived = history_key(app, environment, old.epoch, old.serial)
+            # Whoever succeeds a head archives it first: one that was not archived yet has no successor.
+            if not put_immutable(self._store, archived, present.data):
+                self._check_place_is_free(app, environment, place(ours), data)
         return self._swap(app, environment, present, data, place(ours))
 
     def history(self, app: str, environment: str) -> Iterator[Entry]:
@@ -172,7 +174,9 @@ class Releases:
                     why=f"The head is {live.digest}, and the history holds {entry.digest}.",
                 )
 
-    def release_at(self, app: str, environment: str, serial: int, *, epoch: int | None = None) -> Entry:
+    def release_at(
+        self, app: str, environment: str, serial: int, *, epoch: int | None = None, head: HeadState | None = None
+    ) -> Entry:
         """Give one release by its serial.
 
         Args:
@@ -180,21 +184,22 @@ class Releases:
             environment: where.
             serial: which.
             epoch: in which epoch; by default in the head's.
+            head: the head, where it was read already.
 
         Raises:
             NotFound: there is no such release.
         """
-        state = self.read_head(app, environment)
+        state = head or self.read_head(app, environment)
         if state is not None:
             live = self._entry(app, environment, state.data, None)
             wanted = Place(epoch or live.place.epoch, serial)
             if wanted == live.place:
                 return live
-            if (
-                wanted < live.place
-                and read_or_none(self._store, history_key(app, environment, *_pair(wanted))) is not None
-            ):
-                return self._former(app, environment, wanted)
+            data = None
+            if wanted < live.place:
+                data = read_or_none(self._store, history_key(app, environment, *_pair(wanted)))
+            if data is not None:
+                return self._entry(app, environment, data, wanted)
         raise NotFound(
             f"{app}:{environment} has no release {serial}.", fix=f"See bundlectl history {app}:{environment}"
         )

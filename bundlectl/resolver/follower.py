@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import BackendUnavailable, BundlectlError, NotFound, VerificationFailed
-from bundlectl.registry.layout import Place
+from bundlectl.registry.layout import Place, head_key, keyring_key
 from bundlectl.registry.pack import pack, unpack
 from bundlectl.registry.registry import Registry
 from bundlectl.registry.releases import HeadState
@@ -137,6 +137,8 @@ class Follower:
             candidate = self._look()
         except BundlectlError as caught:
             error = caught
+        finally:
+            self._registry.store.forget()
         self._compare_with_witness()
         try:
             alarms = self._judge_serving()
@@ -158,7 +160,9 @@ class Follower:
 
     def _look(self) -> VerifiedBundle | None:
         asked = True
+        self._hear_witness()
         if self._keyring is None:
+            self._registry.store.expect(keyring_key(1), keyring_key(2), head_key(self._app, self._environment))
             self._chain = keyring_chain(self._registry, self._pin)
             self._keyring = open_chain(self._chain, self._pin)
             self._keyring_asked = self._clock()
@@ -166,7 +170,6 @@ class Follower:
             self._advance()
         else:
             asked = False
-        self._hear_witness()
         head = self._changed_head()
         if head is None:
             return None
