@@ -35,7 +35,6 @@ from bundlectl.trust.envelope import make_statement, seal
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
