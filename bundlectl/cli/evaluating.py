@@ -12,6 +12,7 @@ from bundlectl.cli.verb import SignerOption, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from bundlectl.actions.drift import Drifted
     from bundlectl.actions.evaluate import Evaluated
@@ -65,7 +66,7 @@ def register(app: typer.Typer) -> None:
         concurrency: Annotated[int, typer.Option(metavar="N", min=1, max=256, help="Cases under way at once.")] = 8,
         only: Annotated[
             list[str] | None,
-            typer.Option("--only", metavar="ID", help="Run these cases (* and ? match). Never passes."),
+            typer.Option("--only", metavar="ID|TAG", help="Run these cases (* and ? match), or a tag's. Never passes."),
         ] = None,
         unsigned: Annotated[bool, typer.Option("--unsigned", help="Measure and attach nothing.")] = False,
         fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run measured.")] = False,
@@ -210,7 +211,6 @@ def comparison_table(out: Console, evaluated: Evaluated) -> None:
 def compared_table(out: Console, scores: Sequence[ComparedScore], sides: tuple[str, str]) -> None:
     """Print what a comparison says of each scorer and tag."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("scorer", "tag", *sides, "difference", "interval", "margin", "groups", "verdict", "needed"):
@@ -225,17 +225,26 @@ def compared_table(out: Console, scores: Sequence[ComparedScore], sides: tuple[s
             f"{score.low:+.3f} {score.high:+.3f}",
             "" if score.margin is None else f"{score.margin:.3f}",
             str(score.groups),
-            Text(score.claim.replace("_", " ") + (" (below)" if score.below else ""), style=_CLAIM[score.claim]),
+            _claim(score),
             "" if score.needed is None else f"{score.needed:,}",
         )
     out.print(table)
+
+
+def _claim(score: ComparedScore) -> Text:
+    from rich.text import Text
+
+    if score.claim == "inconclusive" and score.margin is None:
+        return Text("no margin", style="dim")
+    return Text(score.claim.replace("_", " ") + (" (below)" if score.below else ""), style=_CLAIM[score.claim])
 
 
 def drift_table(out: Console, drifted: Drifted) -> None:
     """Print what drift found."""
     from rich.text import Text
 
-    compared_table(out, drifted.scores, ("now", "signed"))
+    if drifted.scores:
+        compared_table(out, drifted.scores, ("now", "signed"))
     for moved in drifted.moved:
         out.print(f"{moved.what}: {', '.join(moved.then)} -> {', '.join(moved.now)}", markup=False)
     for flip in [flip for flip in drifted.flips if flip.stayed == flip.again][:MOST_CHANGES]:

@@ -97,8 +97,7 @@ def compare(
     found: list[tuple[ComparedScore, float]] = []
     for line in loaded.suite.scorers:
         overall = line.margin if line.margin is not None else (margins or {}).get(line.key)
-        gated = line.tag_margins or {}
-        for tag, margin in [(None, overall), *((t, gated.get(t)) for t in sorted({*gated, *line.tags}))]:
+        for tag, margin in [(None, overall), *sorted((line.tag_margins or {}).items())]:
             found.append(_score(line, tag, margin, loaded, sides, alpha))
     scores = _corrected(found, alpha)
     verdict, why = verdict_of(scores)

@@ -7,6 +7,8 @@ was no good, or because bindings disable the model, is what the bundle does: it 
 
 Two bundles are measured side by side (:func:`run_sides`): each case is asked of both, one right after the other and
 the first in turn, so that a provider that changes during the run changes for both.
+
+A model that throttles slows the run down: so many rows at once are halved, and grow again row by row.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -151,6 +154,31 @@ class Budget:
             self.spent += result.usd
 
 
+class Pace:
+    """How many rows are under way at once: halved when a model throttles, at most once a ``pause``; then growing."""
+
+    def __init__(self, most: int, pause: float, timer: Callable[[], float]) -> None:
+        self.most = max(1, min(most, MAX_CONCURRENCY))
+        self.now = float(self.most)
+        self._pause, self._timer = pause, timer
+        self._slowed = -math.inf
+
+    def throttled(self) -> None:
+        """Slow down."""
+        # Rows that were under way together are throttled together; that is one reason, not many.
+        if self._timer() - self._slowed >= self._pause:
+            self._slowed = self._timer()
+            self.now = max(1.0, self.now / 2)
+
+    def answered(self) -> None:
+        """Grow by one when as many rows were answered as are under way."""
+        self.now = min(float(self.most), self.now + 1 / self.now)
+
+
+WAIT = 0.02
+"""Seconds after which a worker that stands back looks again whether it may go on."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Job(Generic[Identity]):
     side: int
@@ -181,12 +209,23 @@ async def run_sides(
         BackendUnavailable: a journal cannot be written.
     """
     budget = budget or Budget()
+    pace = Pace(concurrency, pause, timer)
     ones = [
-        _One(s.router, s.identity, loaded, s.profile, make_scorers(loaded.suite.scorers, s.output), pause, clock, timer)
-        for s in sides
+        _One(
+            side.router,
+            side.identity,
+            loaded,
+            side.profile,
+            make_scorers(loaded.suite.scorers, side.output),
+            pace,
+            pause,
+            clock,
+            timer,
+        )
+        for side in sides
     ]
     done: list[dict[Row, CaseResult]] = [{} for _ in sides]
-    jobs: list[_Job[Identity]] = []
+    jobs: deque[_Job[Identity]] = deque()
     for repeat in range(1, repeats + 1):
         for position, case in enumerate(loaded.chosen):
             for turn in range(len(sides)):
@@ -199,11 +238,14 @@ async def run_sides(
                 done[number][kept.row] = kept
                 budget.take(kept)
                 on_done(kept)
-    left = iter(jobs)
 
-    async def work() -> None:
-        # Workers share the iterator: each takes the next row when it is free, which keeps all of them busy.
-        while budget.open and (job := next(left, None)) is not None:
+    async def work(number: int) -> None:
+        # Workers share the queue: each takes the next row when it is free, which keeps all of them busy.
+        while budget.open and jobs:
+            if number >= pace.now:
+                await asyncio.sleep(WAIT)
+                continue
+            job = jobs.popleft()
             result = await job.one.measure(job.case, job.repeat)
             journal = sides[job.side].journal
             if journal is not None:
@@ -212,7 +254,7 @@ async def run_sides(
             budget.take(result)
             on_done(result)
 
-    workers = [asyncio.create_task(work()) for _ in range(max(1, min(concurrency, MAX_CONCURRENCY)))]
+    workers = [asyncio.create_task(work(number)) for number in range(pace.most)]
     try:
         await asyncio.gather(*workers)
     finally:
@@ -253,6 +295,7 @@ class _One(Generic[Identity]):
     loaded: LoadedSuite
     profile: str
     scorers: Mapping[str, Scorer]
+    pace: Pace
     pause: float
     clock: Callable[[], datetime]
     timer: Callable[[], float]
@@ -282,6 +325,10 @@ class _One(Generic[Identity]):
             what = error.what if isinstance(error, BundlectlError) else (error.strerror or type(error).__name__)
             return _Attempt(None, what, max(0.0, self.timer() - begun))
         seconds = max(0.0, self.timer() - begun)
+        if any(attempt.outcome == "throttled" for attempt in answered.receipt.attempts):
+            self.pace.throttled()
+        else:
+            self.pace.answered()
         return _Attempt(answered, not_to_be_scored(answered.answer, answered.receipt), seconds)
 
     def _result(

@@ -61,7 +61,7 @@ class LoadedSuite:
         return len(self.chosen) == len(self.cases)
 
     def only(self, patterns: Sequence[str]) -> LoadedSuite:
-        """Narrow the run to cases whose id is, or matches (``*``, ``?``), one of the patterns.
+        """Narrow the run to cases whose id is one of the patterns (or matches: ``*``, ``?``), or that have it as a tag.
 
         Such a run is not complete and never passes.
 
@@ -70,11 +70,15 @@ class LoadedSuite:
         """
         wanted: set[str] = set()
         for pattern in patterns:
-            found = {case.id for case in self.cases if fnmatch.fnmatchcase(case.id, pattern) or case.id == pattern}
+            found = {
+                case.id
+                for case in self.cases
+                if fnmatch.fnmatchcase(case.id, pattern) or pattern in (case.id, *tags_of(case))
+            }
             if not found:
                 raise UsageError(
-                    f"No case of suite {self.suite.name} has the id {pattern!r}.",
-                    fix=suggest(pattern, [case.id for case in self.cases]),
+                    f"No case of suite {self.suite.name} has the id or the tag {pattern!r}.",
+                    fix=suggest(pattern, [name for case in self.cases for name in (case.id, *sorted(tags_of(case)))]),
                 )
             wanted |= found
         return replace(self, chosen=tuple(case for case in self.cases if case.id in wanted))

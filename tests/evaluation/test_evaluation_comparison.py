@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bundlectl.evaluation.comparison import changes, compare
 from bundlectl.evaluation.report import CaseResult
 from bundlectl.evaluation.result import summarise
-from bundlectl.evaluation.runner import Budget, Side, run_sides
+from bundlectl.evaluation.runner import Budget, Pace, Side, run_sides
 from bundlectl.evaluation.statistics import interval
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
 from bundlectl.model.attestation import ComparedScore
@@ -198,3 +198,38 @@ def test_a_must_pass_case_that_fails_in_one_repeat_fails(tmp_path: Path) -> None
     assert judged.verdict == "fail" and judged.must_pass_failed == ["c1"] and judged.flaky == ["c1"]
     pooled = summarise(suite, first, bindings=BINDINGS, actor="e", started=NOW, finished=NOW, earlier=rows([1, 0, 1]))
     assert pooled.verdict == "fail" and pooled.scores[0].measured == 6
+
+
+# ---------------------------------------------------------------- pace
+
+
+async def test_throttles_slow_a_run_down_and_it_grows_again(tmp_path: Path) -> None:
+    suite = loaded(tmp_path, 120)
+    under: list[int] = []
+
+    def reply(request: Request) -> Outcome:
+        under.append(router.under_way)
+        if router.under_way > 3:
+            return Outcome(answer("fallback", degraded="throttled"), receipt(attempts=("throttled",)))
+        return Outcome(answer("yes"), receipt())
+
+    router = ScriptedRouter(reply, delay=0.002)
+    side = Side(router, identity="eve", profile="p")
+    (found,) = await run_sides(suite, [side], concurrency=32, pause=0.01)
+    assert len(found) == 120
+    assert router.most == 32 and sum(one > 3 for one in under[40:]) < 60
+    assert sum(row.error is not None for row in found) < 40
+
+
+def test_pace_halves_once_for_rows_that_were_throttled_together() -> None:
+    now = [0.0]
+    pace = Pace(16, 1.0, lambda: now[0])
+    for _ in range(10):
+        pace.throttled()
+    assert pace.now == 8
+    now[0] = 1.0
+    pace.throttled()
+    assert pace.now == 4
+    for _ in range(1000):
+        pace.answered()
+    assert pace.now == 16
