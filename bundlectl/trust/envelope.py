@@ -107,22 +107,31 @@ def payload_of(envelope: Envelope) -> bytes:
 def signed_by(envelope: Envelope, candidates: Mapping[str, KeyringEntry]) -> frozenset[str]:
     """Give the candidates that validly signed the envelope.
 
-    Every signature is tried against every candidate's key: ``keyid`` is a hint that nobody signed. Where two
+    Every signature is tried against every candidate's key: ``keyid`` is a hint that nobody signed, and it may be
+    left out. Where it is there and names another key than the one that signed, somebody rewrote it. Where two
     candidates hold the same key material only the first by id is given, so the result's size is the number
     of distinct principals *and* of distinct keys. Candidates without a key (OIDC) never match.
 
     Raises:
-        VerificationFailed: a signature is not strict base64.
+        VerificationFailed: a signature is not strict base64, or valid under a key that is not its keyid's.
     """
     message = pae(envelope.payloadType, payload_of(envelope))
-    signatures = [_signature(signature.sig) for signature in envelope.signatures]
+    signatures = [(signature.keyid, _signature(signature.sig)) for signature in envelope.signatures]
     by_material: dict[str, str] = {}
     for principal in sorted(candidates):
         key = candidates[principal].key
         if key is None or key_id(key.public) in by_material:
             continue
-        if any(verifies(key, signature, message) for signature in signatures):
-            by_material[key_id(key.public)] = principal
+        material = key_id(key.public)
+        for keyid, signature in signatures:
+            if verifies(key, signature, message):
+                if keyid not in ("", material):
+                    raise VerificationFailed(
+                        f"A signature of {principal!r} goes under the id of another key.",
+                        why=f"It says {keyid}; the key that made it is {material}.",
+                        fix="Somebody changed the envelope after it was signed. Restore it, or have it signed again.",
+                    )
+                by_material[material] = principal
     return frozenset(by_material.values())
 
 
