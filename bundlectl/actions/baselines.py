@@ -55,6 +55,7 @@ class Look:
     """A signed result and the rows behind it; ``report`` is None where its blob is not there any more."""
 
     result: EvaluationResult
+    signers: frozenset[str]
     report: Report | None
 
 
@@ -118,11 +119,8 @@ def looks(ctx: Context, keyring: VerifiedKeyring, app: str, bundle: str, loaded:
 
     Only whole runs are looks: part of a suite decides nothing, so nothing was learned from it that could be chosen.
     """
-    return [
-        Look(result, _report(ctx, app, bundle, result))
-        for result in sorted(_results(ctx, keyring, app, bundle, loaded.suite.name), key=lambda r: r.finished)
-        if result.complete
-    ]
+    found = sorted(_results(ctx, keyring, app, bundle, loaded.suite.name), key=lambda item: item[0].finished)
+    return [Look(result, signers, _report(ctx, app, bundle, result)) for result, signers in found if result.complete]
 
 
 def same_exam(look: Look, loaded: LoadedSuite, bindings: str) -> bool:
@@ -163,7 +161,7 @@ def candidates_tried(
     """Count the bundles that were evaluated by a suite since a moment, the candidate among them."""
     tried = {candidate}
     for bundle in ctx.registry.bundles(app):
-        if any(result.finished >= since for result in _results(ctx, keyring, app, bundle, suite)):
+        if any(result.finished >= since for result, _ in _results(ctx, keyring, app, bundle, suite)):
             tried.add(bundle)
     return len(tried)
 
@@ -184,7 +182,10 @@ def baseline_rows_of(found: Sequence[Look], bundle: str, bindings: str) -> list[
     ]
 
 
-def _results(ctx: Context, keyring: VerifiedKeyring, app: str, bundle: str, suite: str) -> Iterator[EvaluationResult]:
+def _results(
+    ctx: Context, keyring: VerifiedKeyring, app: str, bundle: str, suite: str
+) -> Iterator[tuple[EvaluationResult, frozenset[str]]]:
+    """Give the results of a suite that evaluators signed, each with who did."""
     envelopes = [envelope for kind, _, envelope in ctx.registry.attestations(app, bundle) if kind == "evaluation"]
     counted, _ = gather_evidence(envelopes, bundle, app, None, keyring)
     seen: set[str] = set()
@@ -193,7 +194,7 @@ def _results(ctx: Context, keyring: VerifiedKeyring, app: str, bundle: str, suit
         if isinstance(item.predicate, EvaluationResult) and item.payload_digest not in seen:
             seen.add(item.payload_digest)
             if item.predicate.suite == suite:
-                yield item.predicate
+                yield item.predicate, item.signers
 
 
 def _report(ctx: Context, app: str, bundle: str, result: EvaluationResult) -> Report | None:

@@ -306,7 +306,7 @@ class _Evaluation:
         if self._signer is None or self._keyring is None:
             return [], []
         every = looks(self._ctx, self._keyring, self._app, self._bundle.digest, self._loaded)
-        own = [look for look in every if look.result.actor == self._actor]
+        own = [look for look in every if self._actor in look.signers]
         snapshots = {index: snapshot for row in report.cases for index, snapshot in row.snapshots.items()}
         return own, [
             look
