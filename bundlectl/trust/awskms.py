@@ -169,7 +169,7 @@ def open_kms(uri: str, name: str) -> KmsSigner:
     """
     if not name or len(name) > 2048 or not name.isprintable() or name.startswith("//"):
         raise UsageError(f"{uri!r} names no key in KMS.", fix="awskms:arn:aws:kms:… or awskms:alias/NAME")
-    return KmsSigner(uri, name)
+    return KmsSigner(uri, name, deadline=DEADLINE_SECONDS)
 
 
 def _client(name: str) -> Any:

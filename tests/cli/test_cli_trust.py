@@ -87,7 +87,7 @@ def test_retire_compromise_epoch_from_argv(line: Line) -> None:
     line.add("promoter-2", "platform", "promoter")
     assert line("keyring", "compromise", "promoter", "--reason", "stolen")["consequences"]
     assert line("keyring", "epoch", "support:dev", "--reason", "stolen")["changes"][1].startswith("support:dev: epoch")
-    assert line("status", "support")["environments"][0]["state"] == "refused"
+    assert line("status", "support", code=4)["environments"][0]["state"] == "refused"
     released = line(
         "promote", line.ref, "--to", "dev", "--reason", "anew", "--signer", line.ceremony.key("promoter-2")
     )["released"]
