@@ -59,15 +59,12 @@ def test_an_encrypted_parameter(aws: StandIn) -> None:
 def test_what_is_not_there_or_no_value(aws: StandIn) -> None:
     secret(aws, "models/binary", b"\x00")
     secret(aws, "models/lines", "TOP\nSECRET")
-    secret(aws, "models/list", '["TOP"]')
     secret(aws, "models/number", '{"key": 7}')
     cases: list[tuple[str, type[BundlectlError]]] = [
         ("aws-sm:models/none", NotFound),
         ("ssm:/models/none", NotFound),
         ("aws-sm:models/binary", UsageError),
         ("aws-sm:models/lines", UsageError),
-        ("aws-sm:models/lines#key", UsageError),
-        ("aws-sm:models/list#key", NotFound),
         ("aws-sm:models/number#key", NotFound),
     ]
     for reference, kind in cases:
@@ -78,9 +75,8 @@ def test_what_is_not_there_or_no_value(aws: StandIn) -> None:
 
 def test_aws_is_away(aws: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    for reference in ("aws-sm:models/vllm", "ssm:/models/vllm"):
-        with pytest.raises(BackendUnavailable):
-            resolve_credential(reference, ENVIRON)
+    with pytest.raises(BackendUnavailable):
+        resolve_credential("ssm:/models/vllm", ENVIRON)
 
 
 def test_nothing_of_aws_is_loaded_until_it_is_named() -> None:

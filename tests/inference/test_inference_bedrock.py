@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from bundlectl.inference.aws import AwsService
 from bundlectl.inference.bedrock import BedrockProvider, open_bedrock
 from bundlectl.inference.http import open_session
 from bundlectl.inference.provider import ModelCall, ProviderError
@@ -21,6 +22,7 @@ from bundlectl.model.errors import UsageError
 from tests.support.fake_bedrock import API_KEY, KEY, SECRET, Answer, FakeBedrock, fake_bedrock, model_of
 
 PROFILE = "arn:aws:bedrock:eu-west-1:123456789012:inference-profile/eu.amazon.nova-lite-v1:0"
+Direct = Callable[..., BedrockProvider]
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 
 
@@ -46,6 +48,19 @@ class Opener:
         model = Model(provider="bedrock", model="amazon.nova-lite-v1:0", parameters=parameters or {})
         bound = ModelBinding(**({"region": "us-east-1"} | binding))
         return open_bedrock("small", model, bound, guards or {}, self.http, {}, key)
+
+
+@pytest.fixture
+async def direct(fake: FakeBedrock) -> AsyncIterator[Callable[..., BedrockProvider]]:
+    """Providers without botocore's search for address and credentials."""
+    http = open_session()
+
+    def make(region: str = "us-east-1", inference_profile: str | None = None) -> BedrockProvider:
+        service = AwsService(http, fake.url, signing_name="", region=region, credentials=None, bearer=API_KEY)
+        return BedrockProvider(service, profile=inference_profile)
+
+    yield make
+    await http.close()
 
 
 @pytest.fixture
@@ -160,12 +175,12 @@ async def test_connections_are_used_again_after_streams_too(fake: FakeBedrock, o
     assert fake.connections == 1
 
 
-async def test_a_prompt_of_megabytes_is_sent(fake: FakeBedrock, opened: Opener) -> None:
-    await opened().generate(call(messages=[{"role": "user", "content": "x" * 2**21}]))
+async def test_a_prompt_of_megabytes_is_sent(fake: FakeBedrock, direct: Direct) -> None:
+    await direct().generate(call(messages=[{"role": "user", "content": "x" * 2**21}]))
     assert len(fake.seen[0].body["messages"][0]["content"][0]["text"]) == 2**21
 
 
-async def test_turns_alternate_and_hold_no_blank_texts(fake: FakeBedrock, opened: Opener) -> None:
+async def test_turns_alternate_and_hold_no_blank_texts(fake: FakeBedrock, direct: Direct) -> None:
     messages = [
         {"role": "user", "content": "one"},
         {"role": "system", "content": "late"},
@@ -174,7 +189,7 @@ async def test_turns_alternate_and_hold_no_blank_texts(fake: FakeBedrock, opened
         {"role": "assistant", "content": "three"},
         {"role": "user", "content": "four"},
     ]
-    await opened().generate(call(messages=messages))
+    await direct().generate(call(messages=messages))
     assert fake.seen[0].body["system"] == [{"text": "late"}]
     assert fake.seen[0].body["messages"] == [
         {"role": "user", "content": [{"text": "one"}, {"text": "two"}]},
@@ -182,18 +197,18 @@ async def test_turns_alternate_and_hold_no_blank_texts(fake: FakeBedrock, opened
         {"role": "user", "content": [{"text": "four"}]},
     ]
     with pytest.raises(ProviderError) as caught:
-        await opened().generate(call(messages=[{"role": "system", "content": "only"}]))
+        await direct().generate(call(messages=[{"role": "system", "content": "only"}]))
     assert caught.value.kind == "refused"
     assert len(fake.seen) == 1
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_schema_by_instruction_or_by_tool(fake: FakeBedrock, opened: Opener, streamed: bool) -> None:
+async def test_a_schema_by_instruction_or_by_tool(fake: FakeBedrock, direct: Direct, streamed: bool) -> None:
     async def ask(how: dict[str, Any]) -> str:
         given = call(schema=SCHEMA, parameters=how)
         if not streamed:
-            return (await opened().generate(given)).text
-        deltas = [delta async for delta in opened().stream(given)]
+            return (await direct().generate(given)).text
+        deltas = [delta async for delta in direct().stream(given)]
         assert deltas[-1].reply is not None
         assert "".join(delta.text for delta in deltas) == deltas[-1].reply.text
         return deltas[-1].reply.text
@@ -237,11 +252,11 @@ USAGES: list[tuple[dict[str, Any], str | None, tuple[int | None, ...]]] = [
 
 @pytest.mark.parametrize(("usage", "ttl", "expected"), USAGES)
 async def test_usage_counts_all_input_and_what_of_it_was_cached(
-    fake: FakeBedrock, opened: Opener, usage: dict[str, Any], ttl: str | None, expected: tuple[int | None, ...]
+    fake: FakeBedrock, direct: Direct, usage: dict[str, Any], ttl: str | None, expected: tuple[int | None, ...]
 ) -> None:
     fake.default = Answer(usage=usage)
     parameters = {"prompt_cache": ttl} if ttl else {}
-    found = (await opened().generate(call(parameters=parameters))).usage
+    found = (await direct().generate(call(parameters=parameters))).usage
     assert tuple(found.model_dump().values()) == expected
 
 
@@ -261,14 +276,14 @@ async def test_usage_counts_all_input_and_what_of_it_was_cached(
 )
 async def test_the_price_is_that_of_what_was_served(
     fake: FakeBedrock,
-    opened: Opener,
+    direct: Direct,
     also: dict[str, Any],
     parameters: dict[str, Any],
     binding: dict[str, Any],
     name: str,
 ) -> None:
     fake.default = Answer(also=also)
-    ours = opened(**binding)
+    ours = direct(**binding)
     reply = await ours.generate(call(parameters=parameters))
     assert reply.priced_as == name
     assert [delta.reply async for delta in ours.stream(call(parameters=parameters))][-1] == reply
@@ -302,8 +317,8 @@ async def test_what_does_not_fit_is_refused_before_anything_serves(
         opened(**arguments)
 
 
-async def test_parameters_that_do_not_fit_make_no_call(fake: FakeBedrock, opened: Opener) -> None:
+async def test_parameters_that_do_not_fit_make_no_call(fake: FakeBedrock, direct: Direct) -> None:
     with pytest.raises(ProviderError) as caught:
-        await opened().generate(call(parameters={"max_tokns": 5}))
+        await direct().generate(call(parameters={"max_tokns": 5}))
     assert caught.value.kind == "refused" and "max_tokns" in caught.value.why
     assert not fake.seen
