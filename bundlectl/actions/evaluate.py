@@ -170,6 +170,7 @@ class _Evaluation:
                 bindings=self._bound,
                 repeats=self._repeats,
                 baseline=beside,
+                baseline_repeats=self._repeats if stored is None else 1,
             )
             result = self._judge(report, budget, started, stored=stored is not None)
             attestation = self._attach(report, result) if report.complete else None

@@ -83,8 +83,12 @@ def make_report(
     bindings: str,
     repeats: int = 1,
     baseline: Beside | None = None,
+    baseline_repeats: int = 1,
 ) -> Report:
-    """Make the report of a run; ``complete`` when every case of the suite is in it, as often as it was to be asked."""
+    """Make the report of a run; ``complete`` when every case of the suite is in it, as often as it was to be asked.
+
+    ``baseline_repeats``: how often the baseline was to be asked; once, where its own result is used.
+    """
     return Report(
         suite=loaded.suite.name,
         suite_digest=loaded.suite_digest,
@@ -92,7 +96,7 @@ def make_report(
         bundle=bundle,
         bindings=bindings,
         complete=is_complete(loaded, results, repeats)
-        and (baseline is None or is_complete(loaded, baseline.cases, repeats)),
+        and (baseline is None or is_complete(loaded, baseline.cases, baseline_repeats)),
         cases=list(results),
         baseline=baseline,
     )

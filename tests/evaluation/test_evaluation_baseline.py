@@ -244,6 +244,8 @@ def test_where_nothing_can_differ_the_baselines_own_result_is_used(shop: Shop) -
     comparison = shop.evaluate(two, suite, baseline=f"{APP}:lab").result.comparison
     assert comparison is not None and comparison.stored and comparison.scores[0].difference == 0
     assert comparison.verdict == "pass"
+    twice = shop.evaluate(two, suite, baseline=f"{APP}:lab", repeats=2)
+    assert twice.report.complete and twice.result.verdict == "pass" and twice.result.cache_hits == 60
 
 
 # ---------------------------------------------------------------- on the command line
