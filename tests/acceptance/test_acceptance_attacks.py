@@ -77,7 +77,7 @@ def test_older_head_put_back_where_history_knows_better(work: Workspace) -> None
         ("verify", f"{APP}:dev"),
     ):
         assert "put back" in work.warm(*argv, "-o", "json", code=4).error["message"]
-    states = {one["environment"]: one for one in work.quick("status")["environments"]}
+    states = {one["environment"]: one for one in work.quick("status", code=4)["environments"]}
     assert "put back" in states["dev"]["problem"], "status says what is wrong with dev and shows the others"
     assert states["prod"]["state"] == "live"
 
@@ -93,7 +93,7 @@ def test_head_removed(work: Workspace) -> None:
     ):
         error = work.warm(*argv, "-o", "json", code=4).error
         assert "tampering" in error["message"]
-    states = {one["environment"]: one for one in work.quick("status")["environments"]}
+    states = {one["environment"]: one for one in work.quick("status", code=4)["environments"]}
     assert "tampering" in states["dev"]["problem"]
     assert {name: one["state"] for name, one in states.items()} == {"dev": "refused", "staging": "live", "prod": "live"}
 
@@ -108,7 +108,7 @@ def test_release_of_staging_copied_to_prod(work: Workspace) -> None:
         ("history", f"{APP}:prod", "--verify"),
     ):
         work.warm(*argv, "-o", "json", code=4)
-    states = {one["environment"]: one["state"] for one in work.quick("status")["environments"]}
+    states = {one["environment"]: one["state"] for one in work.quick("status", code=4)["environments"]}
     assert states == {"dev": "live", "staging": "live", "prod": "refused"}
 
 
