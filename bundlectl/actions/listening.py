@@ -14,7 +14,9 @@ from bundlectl.model.errors import BackendUnavailable
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the address before anything is served; uvicorn would end the process with an exit code of its own.
+    """Take the address before anything is loaded, without listening yet: callers are refused until uvicorn does.
+
+    Left to itself uvicorn ends the process with an exit code of its own where the address is taken.
 
     Args:
         host: a name or address, IPv4 or IPv6.
@@ -24,8 +26,16 @@ def bind(host: str, port: int) -> socket.socket:
         BackendUnavailable: the address is taken, not of this machine, or may not be used.
     """
     try:
-        [family, _, _, _, address], *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return socket.create_server(address[:2], family=family)
+        [family, kind, protocol, _, address], *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        bound = socket.socket(family, kind, protocol)
+        try:
+            # As asyncio does: an address whose last connections have only just ended may be taken again.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+        return bound
     except OSError as error:
         raise BackendUnavailable(
             f"The server cannot listen on {host}:{port}.",

@@ -61,6 +61,8 @@ async def _serve(ctx: Context, refs: Sequence[EnvironmentReference], host: str, 
     registry = Registry(open_store(ctx.locate().url), on_warning=ctx.reporter.warn)
     pin = read_pin(ctx)
     async with AsyncExitStack() as stack:
+        listening = bind(host, port)
+        stack.callback(listening.close)
         session = open_session()
         stack.push_async_callback(session.close)
         served: list[Served] = []
@@ -70,8 +72,6 @@ async def _serve(ctx: Context, refs: Sequence[EnvironmentReference], host: str, 
         note = check_bind(host, [one.current() for one in served])
         if note is not None:
             ctx.reporter.warn(note)
-        listening = bind(host, port)
-        stack.callback(listening.close)
         config = uvicorn.Config(
             Server(served),
             log_level="warning",

@@ -47,10 +47,9 @@ def serial(work: Workspace) -> int:
 
 
 def assert_next_succeeds(work: Workspace) -> None:
-    """The next promotion follows what is live; status and history say so on the command line."""
+    """The next promotion follows what is live."""
     before = serial(work)
-    done = work.quick(*PROMOTE, "the next")["released"]
-    assert done["serial"] == before + 1
+    work.release("dev", reason="the next")
     assert serial(work) == before + 1
 
 

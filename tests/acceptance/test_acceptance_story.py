@@ -1,6 +1,7 @@
-"""The whole story of an app on the real command line, every step a process of its own, outputs read as JSON.
+"""The whole story of an app on the real command line, outputs read as JSON.
 
-Most are forked from a process that has bundlectl imported; the README's tour starts each anew.
+Most are forked from a process that has bundlectl imported, and what searches runs in this one; the README's
+tour starts each anew.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def test_story(tmp_path: Path) -> None:
     refused = work.warm("promote", ".", "--to", "staging", "--reason", "too early", "-o", "json", code=3)
     assert refused.error["error"] == "gate_not_passed"
     assert "eval" in refused.error["fix"]
-    [evaluated] = work.quick("eval", ".")
+    [evaluated] = work.here("eval", ".")
     assert evaluated["result"]["verdict"] == "pass"
     assert DIGEST.fullmatch(evaluated["attestation"])
 
@@ -51,7 +52,7 @@ def test_story(tmp_path: Path) -> None:
     stale = work.warm(*to_prod, "--plan-file", "plan.json", "-o", "json", code=5)
     assert "stale" in stale.error["message"]
 
-    before = work.quick("ask", f"{APP}:prod", *CALLER, QUESTION)
+    before = work.here("ask", f"{APP}:prod", *CALLER, QUESTION)
     assert "30 days" in before["answer"]["output"]["answer"]
     assert before["answer"]["release"]["bundle"] == first["bundle"]
     assert before["answer"]["citations"]
@@ -60,18 +61,18 @@ def test_story(tmp_path: Path) -> None:
     work.edit("prompts/answer.yaml", "and from nothing else", "and only from them")
     work.edit("documents/returns.md", "within 30 days of delivery", "within 45 days of delivery")
     work.edit("evals/hello.jsonl", '"30 days"', '"45 days"')
-    indexed = work.quick("index", "build", "indexes/help.yaml", "--pin", ".")
+    indexed = work.here("index", "build", "indexes/help.yaml", "--pin", ".")
     assert indexed["changed"]
     assert indexed["snapshot"] != made["snapshot"]
     assert indexed["snapshot"] in (work.folder / "bundle.yaml").read_text()
     second = work.quick("build", ".")
     assert second["bundle"] != first["bundle"]
-    [evaluated] = work.quick("eval", ".")
+    [evaluated] = work.here("eval", ".")
     assert evaluated["result"]["verdict"] == "pass"
     work.quick("promote", ".", "--to", "staging", "--reason", "45 days")
     released = work.quick("promote", ".", "--to", "prod", "--reason", "45 days", "--confirm", "prod")["released"]
     assert (released["serial"], released["previous_bundle"]) == (2, first["bundle"])
-    after = work.quick("ask", f"{APP}:prod", *CALLER, QUESTION)
+    after = work.here("ask", f"{APP}:prod", *CALLER, QUESTION)
     assert "45 days" in after["answer"]["output"]["answer"]
 
     # ---- what changed, and did it reach the answer

@@ -132,6 +132,20 @@ class Workspace:
         ran = self.warm(*argv, "-o", "json", code=code)
         return ran.json if ran.out else None
 
+    def here(self, *argv: str) -> Any:
+        """Do as ``json`` does in this process: for what would spend its time on importing a search engine anew."""
+        from typer.testing import CliRunner
+
+        from bundlectl.cli.program import app
+
+        before = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            done = CliRunner().invoke(app, [*argv, "-o", "json"], catch_exceptions=False)
+        finally:
+            os.chdir(before)
+        return _expect(Ran(done.exit_code, done.stdout, done.stderr), 0, argv).json
+
     def context(self, *, clock: Callable[[], datetime] | None = None) -> Context:
         """Give a context for actions in this process."""
         return Context(
