@@ -237,7 +237,7 @@ def test_where_nothing_can_differ_the_baselines_own_result_is_used(shop: Shop) -
     bindings = shop.folder / "none.yaml"
     bindings.write_text(json.dumps({"apiVersion": "bundlectl/v1", "kind": "Bindings"}))
     shop.bindings = bindings
-    suite = shop.suite(60, scorer={"floor": 0.0})
+    suite = shop.suite(80, scorer={"floor": 0.0})
     one, two = shop.bundle("one", **plain), shop.bundle("two", **plain)
     assert shop.evaluate(one, suite, baseline=None).attestation
     shop.release(one, "lab")
@@ -245,7 +245,7 @@ def test_where_nothing_can_differ_the_baselines_own_result_is_used(shop: Shop) -
     assert comparison is not None and comparison.stored and comparison.scores[0].difference == 0
     assert comparison.verdict == "pass"
     twice = shop.evaluate(two, suite, baseline=f"{APP}:lab", repeats=2)
-    assert twice.report.complete and twice.result.verdict == "pass" and twice.result.cache_hits == 60
+    assert twice.report.complete and twice.result.verdict == "pass" and twice.result.cache_hits == 80
 
 
 # ---------------------------------------------------------------- on the command line
