@@ -1,7 +1,7 @@
 """The price book: US dollars per million tokens, by provider and model; what is not in it has no known price.
 
 The book that comes with bundlectl, ``prices.json``, holds the providers' public on-demand list prices of its version
-(Amazon Bedrock: us-east-1). It knows nothing of discounts and of nothing that it does not name; who has other
+(Amazon Bedrock: us-east-1). It knows no discounts and no surcharges, and nothing that it does not name; who has other
 prices names a file of the same form in ``BUNDLECTL_PRICE_BOOK``. Receipts name the book's version, so an old cost
 stays what it was.
 

@@ -10,7 +10,7 @@ import pytest
 
 from bundlectl.inference.credentials import resolve_credential
 from bundlectl.inference.http import retry_after
-from bundlectl.inference.prices import PRICE_BOOK, VARIABLE, PriceBook, open_price_book
+from bundlectl.inference.prices import PRICE_BOOK, VARIABLE, Price, PriceBook, open_price_book
 from bundlectl.model.contract import Usage
 from bundlectl.model.errors import BundlectlError, NotFound, UsageError
 
@@ -32,7 +32,8 @@ def test_one_unknown_price_makes_the_sum_unknown_unless_it_used_nothing() -> Non
 
 
 def test_what_came_from_the_cache_has_a_price_of_its_own() -> None:
-    haiku = "global.anthropic.claude-haiku-4-5-20251001-v1:0"
+    price = Price(input=1.0, output=5.0, cache_read=0.1, cache_write_5m=1.25, cache_write_1h=2.0)
+    book = PriceBook("1", "USD", {("bedrock", "m"): price})
     usage = Usage(
         input_tokens=1000,
         output_tokens=100,
@@ -41,7 +42,7 @@ def test_what_came_from_the_cache_has_a_price_of_its_own() -> None:
         cache_write_1h_tokens=100,
     )
     expected = (300 * 1.0 + 400 * 0.1 + 200 * 1.25 + 100 * 2.0 + 100 * 5.0) / 1e6
-    assert PRICE_BOOK.usd("bedrock", haiku, usage) == pytest.approx(expected)
+    assert book.usd("bedrock", "m", usage) == pytest.approx(expected)
 
 
 def test_an_unknown_cache_price_makes_the_cost_unknown_only_when_the_cache_was_used() -> None:
