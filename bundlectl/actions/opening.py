@@ -118,15 +118,16 @@ def registry_id(keyring: VerifiedKeyring) -> str:
 
 
 def open_current_policy(
-    ctx: Context, keyring: VerifiedKeyring, app: str, live: VerifiedRelease | None = None
+    ctx: Context, keyring: VerifiedKeyring, app: str, live: VerifiedRelease | None = None, *, newest: bool = True
 ) -> VerifiedPolicy:
-    """Open the newest policy of an app.
+    """Open the newest policy of an app; or, where that will do, the one that a live release is under.
 
     Args:
         ctx: the context.
         keyring: root's newest word.
         app: whose.
         live: what is live somewhere of that app: it carries its policy, so that only a newer one is asked for.
+        newest: whether a newer one is asked for at all; it is where root demands one.
 
     Raises:
         NotFound: the app has none, or root does not know the app.
@@ -136,7 +137,7 @@ def open_current_policy(
         raise NotFound(f"There is no app {app!r} in {ctx.registry_url}.", fix=f"Its apps are {known}.")
     floor = keyring.app(app).policy
     if live is not None and live.policy.version >= floor:
-        newer = ctx.registry.latest_policy(app, live.policy.version)
+        newer = ctx.registry.latest_policy(app, live.policy.version) if newest else []
         envelope = parse_envelope(newer[-1], f"policy of {app}") if newer else live.policy.envelope
         return open_policy(envelope, keyring, app)
     found = ctx.registry.latest_policy(app, floor - 1)

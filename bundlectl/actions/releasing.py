@@ -90,6 +90,7 @@ def stand(
     environment: str,
     *,
     foresee: Callable[[VerifiedRelease], Iterable[str]] = lambda live: (),
+    newest_policy: bool = True,
 ) -> Standing:
     """Read and verify where an environment stands.
 
@@ -98,6 +99,7 @@ def stand(
         app: whose.
         environment: which.
         foresee: gives the keys that will be read because of what is live: that is begun at once.
+        newest_policy: False for what stays under the policy that is in force here: that of the live release.
 
     Raises:
         NotFound: the app's policy does not name the environment.
@@ -113,8 +115,10 @@ def stand(
     now = ctx.clock()
     live = former(present.data, app, environment, keyring) if present else None
     if live is not None:
-        ctx.registry.store.expect(policy_key(app, live.policy.version + 1), *foresee(live))
-    policy = open_current_policy(ctx, keyring, app, live)
+        ctx.registry.store.expect(*foresee(live))
+        if newest_policy:
+            ctx.registry.store.expect(policy_key(app, live.policy.version + 1))
+    policy = open_current_policy(ctx, keyring, app, live, newest=newest_policy)
     gate = policy.gate(environment)
     for alarm in live.alarms if live else ():
         ctx.reporter.warn(alarm)

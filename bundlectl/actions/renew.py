@@ -24,7 +24,7 @@ def renew(ctx: Context, reference: str, *, reason: str = "scheduled renewal") ->
         Conflict: someone else released meanwhile; what they released is fresh.
     """
     ref = parse_environment(reference)
-    standing = stand(ctx, ref.app, ref.environment)
+    standing = stand(ctx, ref.app, ref.environment, newest_policy=False)
     _, live = require_live(standing)
     renewed = live.release
     draft = next_release(

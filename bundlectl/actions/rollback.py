@@ -61,7 +61,14 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
         UsageError: the live release has nothing to return to.
     """
     ref = parse_environment(reference)
-    standing = stand(ctx, ref.app, ref.environment, foresee=lambda live: _read_because_of(live, ref.serial))
+    standing = stand(
+        ctx,
+        ref.app,
+        ref.environment,
+        foresee=lambda live: _read_because_of(live, ref.serial),
+        # A newer policy comes into force with a promotion. Nothing that it says may stand in a rollback's way.
+        newest_policy=False,
+    )
     _, live = require_live(standing)
     entry = _promotion(ctx, standing, live, ref.serial)
     origin = former(entry.data, ref.app, ref.environment, standing.keyring)

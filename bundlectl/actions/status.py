@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from bundlectl.actions.context import Context
-from bundlectl.actions.opening import open_current_policy, open_trust, releases_of
+from bundlectl.actions.opening import expect_trust, open_current_policy, open_trust, releases_of
 from bundlectl.actions.releasing import current, former
 from bundlectl.model.attestation import OVERRIDE, Override
 from bundlectl.model.errors import BackendUnavailable, BundlectlError, NotFound, VerificationFailed
@@ -18,6 +19,7 @@ from bundlectl.registry.releases import Entry
 from bundlectl.registry.witness import Witness, check_witness, contradiction
 from bundlectl.resolver.chain import verify_chain
 from bundlectl.resolver.trusted import VerifiedRelease
+from bundlectl.storage.parallel import in_parallel
 from bundlectl.trust.envelope import open_statement
 from bundlectl.trust.keyring import VerifiedKeyring
 
@@ -58,15 +60,15 @@ def status(ctx: Context, app: str | None = None) -> Status:
         NotFound: root does not know the app.
     """
     # Witnesses are read before heads; what they are of is known only after the policies.
+    expect_trust(ctx)
     keyring = open_trust(ctx)
     apps = [app] if app is not None else sorted(keyring.document.apps)
     found: list[EnvironmentStatus] = []
     for name in apps:
         policy = open_current_policy(ctx, keyring, name)
         witnesses, doubts = _witnesses(ctx, [(name, environment) for environment in policy.document.environments])
-        for environment in policy.document.environments:
-            one = _environment(ctx, keyring, name, environment, witnesses.get((name, environment)))
-            found.append(one.model_copy(update={"alarms": [*one.alarms, *doubts]}) if doubts else one)
+        seen = in_parallel(partial(_environment, ctx, keyring, name, witnesses), list(policy.document.environments))
+        found += [one.model_copy(update={"alarms": [*one.alarms, *doubts]}) if doubts else one for one in seen]
     return Status(registry=ctx.registry_url, keyring=keyring.version, environments=found)
 
 
@@ -79,8 +81,13 @@ def _witnesses(ctx: Context, environments: list[Environment]) -> tuple[dict[Envi
 
 
 def _environment(
-    ctx: Context, keyring: VerifiedKeyring, app: str, environment: str, witness: Witness | None
+    ctx: Context,
+    keyring: VerifiedKeyring,
+    app: str,
+    witnesses: Mapping[Environment, Witness | None],
+    environment: str,
 ) -> EnvironmentStatus:
+    witness = witnesses.get((app, environment))
     releases = releases_of(ctx)
     try:
         state = releases.read_head(app, environment)

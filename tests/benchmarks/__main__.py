@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks.answer_in_process import answer_in_process
+from tests.benchmarks.aws_calls import aws_calls
 from tests.benchmarks.cli_start import cli_start
 from tests.benchmarks.measure import Effort, Result
 from tests.benchmarks.router_over_http import router_over_http
@@ -28,6 +29,7 @@ MEASURES: dict[str, Callable[[Effort], list[Result]]] = {
     "answer": answer_in_process,
     "http": router_over_http,
     "calls": store_calls,
+    "aws": aws_calls,
     "source": source_work,
 }
 
