@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import read_pin
+from bundlectl.actions.signed_before import check_signed_before, remember_signed
 from bundlectl.model.attestation import KEYRING_PAYLOAD_TYPE, POLICY_PAYLOAD_TYPE, Envelope
 from bundlectl.model.canonical import canonical, digest, parse_json
 from bundlectl.model.errors import BackendUnavailable, UsageError, VerificationFailed
@@ -178,7 +179,9 @@ def show_request(ctx: Context, path: Path) -> ShownRequest:
     return open_request(ctx, path).shown
 
 
-def sign_request(ctx: Context, path: Path, *, signers: Sequence[str] = (), out: Path | None = None) -> SignedRequest:
+def sign_request(
+    ctx: Context, path: Path, *, signers: Sequence[str] = (), out: Path | None = None, again: bool = False
+) -> SignedRequest:
     """Sign a request on the machine that holds the key, and write the signature to a file.
 
     Args:
@@ -186,16 +189,21 @@ def sign_request(ctx: Context, path: Path, *, signers: Sequence[str] = (), out: 
         path: the request.
         signers: the keys; without any, the workspace's key of root, or of owner for a policy.
         out: where the signature goes; by default beside the request, with the principal's name.
+        again: sign although this machine signed another such version before, which was given up.
 
     Raises:
-        UsageError: a key is not one of those that have to sign, or the file is there already.
+        UsageError: a key is not one of those that have to sign, this machine signed another such version
+            before, or the file is there already.
         VerificationFailed: see :func:`open_request`.
     """
     opened = open_request(ctx, path)
     keys = open_signers(ctx, signers, "root" if opened.request.document == "keyring" else "owner")
     names = [_principal(opened, key) for key in keys]
+    line = f"{opened.request.document} {opened.keyring.registry}" + (f" {opened.shown.app}" if opened.shown.app else "")
+    check_signed_before(ctx, line, opened.request.version, opened.request.digest, again=again)
     envelope = seal(opened.payload, TYPES[opened.request.document], keys)
     file = out if out is not None else path.with_name(f"{path.name}.{'-'.join(names).replace('/', '_')}.sig")
+    remember_signed(ctx, line, opened.request.version, opened.request.digest)
     write_new(file, envelope_bytes(envelope))
     return SignedRequest(request=opened.shown, signed_by=names, file=str(file))
 

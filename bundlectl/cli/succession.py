@@ -218,6 +218,9 @@ def register(keyring: typer.Typer) -> None:
         out: Annotated[
             Path | None, typer.Option("--out", metavar="SIG", help="Where the signature goes. [default: beside FILE]")
         ] = None,
+        again: Annotated[
+            bool, typer.Option("--again", help="Another such version was signed here before, and given up.")
+        ] = False,
         signer: SignersOption = None,
     ) -> None:
         """On the machine that holds the key: show what a request changes, sign it, write the signature to a file.
@@ -240,7 +243,7 @@ def register(keyring: typer.Typer) -> None:
             sys.stderr.flush()
             if sys.stdin.readline().strip() != str(shown.version):
                 raise UsageError("Nothing was signed.")
-        result = act(context, file, signers=signer or [], out=out)
+        result = act(context, file, signers=signer or [], out=out, again=again)
         session.show(result, lambda console: _signed(console, result))
 
     @verb(keyring, "apply", examples="bundlectl keyring apply change.json root-1.sig root-2.sig")

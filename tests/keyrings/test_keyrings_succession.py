@@ -329,9 +329,30 @@ def test_only_those_asked_sign_and_files_are_never_replaced(two_roots: Ceremony,
         succession.block(ctx, digest(b"other"), reason="leaks", request=request)
     other = tmp_path / "other.json"
     succession.block(ctx, digest(b"other"), reason="leaks", request=other)
-    theirs = sign_request(ctx, other)
+    theirs = sign_request(ctx, other, again=True)
     with pytest.raises(VerificationFailed, match="signs something else"):
         apply(ctx, request, [Path(theirs.file)])
+
+
+def test_a_machine_signs_one_line_of_versions(two_roots: Ceremony, tmp_path: Path) -> None:
+    """Rollback: the carrier leaves the newest keyring out, to have a fork signed in which nothing was revoked."""
+    ctx, offline = two_roots.context(), two_roots.offline(tmp_path / "off", signer="root")
+    old, new, fork = (tmp_path / f"{name}.json" for name in ("old", "new", "fork"))
+    succession.block(ctx, digest(b"never stored"), reason="x", request=old)
+    succession.compromise(ctx, "promoter", reason="stolen", signers=two_roots.uris(["root", "root-2"]))
+    succession.block(ctx, digest(b"y"), reason="y", request=new)
+    sign_request(offline, new)
+    with pytest.raises(UsageError, match="signed version 4 before, and is now asked for version 3"):
+        sign_request(offline, old)
+    with pytest.raises(UsageError, match="already there"):
+        sign_request(offline, new)  # the same again is no other line
+    succession.block(ctx, digest(b"z"), reason="z", request=fork)
+    with pytest.raises(UsageError, match="--again"):
+        sign_request(offline, fork)
+    assert sign_request(offline, fork, again=True).signed_by == ["root"]
+    (offline.workspace / "signed.json").write_text("{")
+    with pytest.raises(UsageError, match="signed before"):
+        sign_request(offline, new)
 
 
 def test_a_retirement_is_judged_again_when_it_is_applied(two_roots: Ceremony, tmp_path: Path) -> None:
