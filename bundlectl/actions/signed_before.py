@@ -8,31 +8,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from bundlectl.actions.context import Context
 from bundlectl.model.errors import BackendUnavailable, UsageError
-from bundlectl.model.types import Digest, Strict
+from bundlectl.model.signing import LastSigned, SignedBefore
 
 FILE = "signed.json"
-
-
-class SignedBefore(Strict):
-    """The newest version that was signed here of each line (``keyring REGISTRY-ID``, ``policy REGISTRY-ID APP``)."""
-
-    lines: dict[str, LastSigned] = {}
-
-
-class LastSigned(Strict):
-    """A version and the digest of its payload."""
-
-    version: Annotated[int, Field(ge=1)]
-    digest: Digest
-
-
-SignedBefore.model_rebuild()
 
 
 def check_signed_before(ctx: Context, line: str, version: int, digest: str, *, again: bool) -> None:

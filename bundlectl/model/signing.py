@@ -1,4 +1,4 @@
-"""A signing request: what goes to a machine that is kept offline, so that a signature can come back."""
+"""Signing requests: what goes to a machine that is kept offline, and what it remembers of what it signed."""
 
 from __future__ import annotations
 
@@ -37,3 +37,16 @@ class SigningRequest(Strict):
     signers: list[WhoSigns] = Field(min_length=1)
     keyrings: list[Envelope] = Field(min_length=1)
     policy: Envelope | None = None
+
+
+class LastSigned(Strict):
+    """A version and the digest of its payload."""
+
+    version: Annotated[int, Field(ge=1)]
+    digest: Digest
+
+
+class SignedBefore(Strict):
+    """The newest version that a machine signed of each line (``keyring REGISTRY-ID``, ``policy REGISTRY-ID APP``)."""
+
+    lines: dict[str, LastSigned] = {}
