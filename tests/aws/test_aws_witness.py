@@ -30,7 +30,7 @@ from bundlectl.model.errors import (
     UsageError,
     VerificationFailed,
 )
-from bundlectl.registry.layout import head_key, history_key
+from bundlectl.registry.layout import head_key, history_key, keyring_key
 from bundlectl.registry.registry import Registry
 from bundlectl.registry.witness import HeadPutBack, Witness
 from bundlectl.resolver.resolver import Event, Resolver
@@ -318,6 +318,26 @@ def test_a_permission_that_is_missing_is_named(place: Place, monkeypatch: pytest
         with pytest.raises(BackendUnavailable, match="ssm:GetParameters on arn:aws:ssm") as caught:
             place.context().locate()
     assert caught.value.exit_code == 6
+
+
+def test_keyrings_are_kept_here_and_what_follows_is_still_asked_for(place: Place) -> None:
+    assert open_trust(place.context()).version == 1
+    [file] = Path(".bundlectl/cache").glob("keyrings.*.json")
+    for damaged in (
+        "[]",
+        "{}",
+        "no json",
+        '["{}"]',
+        json.dumps([json.loads(file.read_text())[0].replace("a", "b", 1)]),
+    ):
+        file.write_text(damaged)
+        assert open_trust(place.context()).version == 1
+    root = World(MemoryStore())
+    place.store.create(keyring_key(2), root.rotate(store=False))
+    assert open_trust(place.context()).version == 2
+    assert len(json.loads(file.read_text())) == 2
+    place.store.delete(keyring_key(2))
+    assert open_trust(place.context()).version == 2, "what root said once is not unsaid"
 
 
 # ---------------------------------------------------------------- resolvers
