@@ -22,3 +22,8 @@ def data_root() -> Path:
         "The example content is not part of this installation.",
         fix="Install bundlectl from its wheel, or run it from a checkout.",
     )
+
+
+def template(name: str) -> str:
+    """Give a CloudFormation template of a registry: ``registry``, ``app`` or ``environment``."""
+    return (_PACKAGE / "templates" / f"{name}.cloudformation.yaml").read_text(encoding="utf-8")

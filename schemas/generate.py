@@ -25,6 +25,7 @@ from bundlectl.actions.ask import Asked
 from bundlectl.actions.attest import Attestation
 from bundlectl.actions.bind import Bound
 from bundlectl.actions.build import Built
+from bundlectl.actions.creating import CreatedRegistry
 from bundlectl.actions.demo import Played
 from bundlectl.actions.drift import Drifted
 from bundlectl.actions.evaluate import Evaluated
@@ -152,6 +153,7 @@ OUTPUTS: Final = {
     "policy-set": Format("bundlectl policy set", PolicyChanged),
     "policy-show": Format("bundlectl policy show", Policy),
     "promote": Format("bundlectl promote", Promoted),
+    "registry-create": Format("bundlectl registry create", CreatedRegistry),
     "registry-locate": Format("bundlectl registry locate", LocatedRegistry),
     "registry-repair": Format("bundlectl registry repair", Repaired),
     "receipts-list": Format("bundlectl receipts list", Receipts),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from bundlectl.cli.verb import ConfirmOption, ReasonOption, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bundlectl.actions.creating import CreatedRegistry
     from bundlectl.actions.locating import LocatedRegistry
     from bundlectl.actions.repair import Repaired
 
@@ -21,6 +22,57 @@ def register(app: typer.Typer) -> None:
 
     registry = typer.Typer(help="The registry itself.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(registry, name="registry")
+
+    @verb(
+        registry,
+        "create",
+        examples="bundlectl registry create s3://bucket/registry --name team --app support --plan\n"
+        "bundlectl registry create s3://bucket --name team --app support --app sales --object-lock 30",
+    )
+    def create(
+        session: Session,
+        url: Annotated[str, typer.Argument(metavar="s3://BUCKET[/PREFIX]", help="Where it is to be.")],
+        name: Annotated[
+            str, typer.Option("--name", metavar="NAME", help="What machines will know it by: ssm:/bundlectl/NAME.")
+        ],
+        app: Annotated[list[str], typer.Option("--app", metavar="APP", help="An app that gets roles; repeatable.")],
+        environment: Annotated[
+            list[str] | None,
+            typer.Option("--environment", metavar="ENV", help="Its environments. [default: dev, staging, prod]"),
+        ] = None,
+        object_lock: Annotated[
+            int,
+            typer.Option("--object-lock", metavar="DAYS", help="No version can be deleted for so long; 0: no."),
+        ] = 0,
+        encryption: Annotated[
+            Literal["kms", "s3"], typer.Option("--encryption", metavar="kms|s3", help="By a key of yours, or of S3.")
+        ] = "kms",
+        reader_account: Annotated[
+            list[str] | None,
+            typer.Option("--reader-account", metavar="ID", help="Another account that may read; repeatable."),
+        ] = None,
+        no_keys: Annotated[bool, typer.Option("--no-keys", help="Make no signing keys in KMS.")] = False,
+        region: Annotated[str | None, typer.Option("--region", metavar="REGION", help="Where in AWS.")] = None,
+        plan: Annotated[bool, typer.Option("--plan", help="Show what would be made, and make nothing.")] = False,
+    ) -> None:
+        """Make a registry in S3 with CloudFormation: bucket, keys and a policy for each role; again: change it.
+
+        The plan is shown first. A change that would replace or remove the bucket or a key is refused.
+        """
+        from bundlectl.actions.creating import ENVIRONMENTS, Wanted, registry_create
+
+        wanted = Wanted(
+            url=url,
+            name=name,
+            apps=tuple(app),
+            environments=tuple(environment or ENVIRONMENTS),
+            object_lock=object_lock,
+            encryption=encryption,
+            signing_keys=not no_keys,
+            readers=tuple(reader_account or ()),
+        )
+        result = registry_create(session.context(), wanted, region=region, plan_only=plan)
+        session.show(result, lambda out: _created(out, result))
 
     @verb(registry, "locate", examples="bundlectl registry locate ssm:/bundlectl/team --registry s3://bucket/registry")
     def locate(
@@ -58,6 +110,21 @@ def register(app: typer.Typer) -> None:
 
         result = act(session.context(), environment, reason=reason, confirmed=confirm)
         session.show(result, lambda out: _repaired(out, result))
+
+
+def _created(out: Console, result: CreatedRegistry) -> None:
+    from bundlectl.actions.creating import plan_lines
+
+    if not result.done:
+        for line in plan_lines(result):
+            out.print(line, markup=False)
+        out.print("Nothing was changed.", markup=False)
+        return
+    out.print(f"{result.url} is made.", markup=False)
+    for who, uri in result.signers.items():
+        out.print(f"  {who:<24} {uri}", markup=False)
+    for line in result.next:
+        out.print(f"next: {line}", markup=False)
 
 
 def _located(out: Console, result: LocatedRegistry) -> None:

@@ -119,13 +119,16 @@ class TooLate(Exception):
     """The deadline came while a reply was being read."""
 
 
-def open_client(service: str, *, connect: float = CONNECT_SECONDS, read: float = READ_SECONDS) -> Any:
+def open_client(
+    service: str, *, connect: float = CONNECT_SECONDS, read: float = READ_SECONDS, region: str | None = None
+) -> Any:
     """Make a client of a service. Threads may share it.
 
     Args:
-        service: ``s3`` or ``ssm``.
+        service: boto3's name of it, such as ``s3``.
         connect: seconds to wait for a connection.
         read: seconds of silence to wait for within a reply.
+        region: another region than the configured one.
 
     Raises:
         UsageError: the profile or the region that is configured cannot be used.
@@ -140,7 +143,7 @@ def open_client(service: str, *, connect: float = CONNECT_SECONDS, read: float =
     try:
         # A session of its own: boto3's default one must not be shared between threads.
         # boto3 knows only AWS_DEFAULT_REGION; other SDKs, and what starts containers, say AWS_REGION.
-        session: Any = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
+        session: Any = boto3.session.Session(region_name=region or os.environ.get("AWS_REGION") or None)
         return session.client(service, config=config)
     except NoRegionError as error:
         raise UsageError(
