@@ -302,7 +302,8 @@ def _table(rates: list[Rates], margin: float) -> list[str]:
 def _wrapped(line: str) -> str:
     if line.startswith(("|", "#")):
         return line
-    return "\n".join(textwrap.wrap(line, 118, break_on_hyphens=False, subsequent_indent="  " if line.startswith("- ") else ""))
+    indent = "  " if line.startswith("- ") else ""
+    return "\n".join(textwrap.wrap(line, 118, break_on_hyphens=False, subsequent_indent=indent))
 
 
 def _percent(share: float) -> str:
