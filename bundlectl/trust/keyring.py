@@ -140,7 +140,7 @@ class VerifiedKeyring:
             raise UsageError(f"The key of {principal!r} is {state} and signs no more.", fix="Use an active key.")
         able = ", ".join(self.principals(role, app, environment)) or "nobody"
         raise UsageError(
-            f"{principal!r} is not a {role} for {place}.",
+            f"{principal!r} is not {'an' if role[0] in 'ae' else 'a'} {role} for {place}.",
             why=f"Its roles: {', '.join(sorted(self.roles_of(principal))) or 'none'}. "
             f"The keyring names as {role} there: {able}.",
             fix=f"Sign with a {role}'s key: --signer file:PATH",

@@ -104,7 +104,7 @@ def test_provenance_of_another_builder_is_provenance(ceremony: Ceremony) -> None
         (REVIEW, '{"a": NaN}', {}, "not JSON that can be signed"),
         (REVIEW, '{"a": 9007199254740993}', {}, "not JSON that can be signed"),
         (REVIEW, '{"a": "' + "x" * 70000 + '"}', {}, "at most 65536"),
-        (REVIEW, '{"a": 1}', {"signer": "promoter"}, "is not a evaluator|is not a approver"),
+        (REVIEW, '{"a": 1}', {"signer": "promoter"}, "is not an approver"),
         (REVIEW, '{"a": 1}', {"signer": "stranger"}, "not in keyring"),
     ],
 )
