@@ -19,6 +19,7 @@ from bundlectl.registry.head import place
 from bundlectl.registry.layout import keyring_key
 from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry, Releases
+from bundlectl.registry.witness import check_witness
 from bundlectl.resolver.chain import verify_former
 from bundlectl.resolver.keyrings import first_pin, keyring_chain, open_chain
 from bundlectl.resolver.trusted import VerifiedRelease, verify_head
@@ -186,6 +187,7 @@ def live_or_former(ctx: Context, ref: EnvironmentReference) -> Entry:
         NotFound: nothing is live there, or the serial never was.
         VerificationFailed: the release does not verify, or an older head was put back.
     """
+    witness = ctx.locate().witness(ref.app, ref.environment) if ref.serial is None else None
     releases, keyring = releases_of(ctx), open_trust(ctx)
     where = {"app": ref.app, "environment": ref.environment, "registry_id": registry_id(keyring)}
     if ref.serial is not None:
@@ -195,12 +197,14 @@ def live_or_former(ctx: Context, ref: EnvironmentReference) -> Entry:
         return entry
     state = releases.read_head(ref.app, ref.environment)
     if state is None:
+        check_witness(witness, None, None, ref.app, ref.environment)
         raise NotFound(
             f"Nothing is live in {ref}.",
             fix=f"bundlectl promote {ref.app}@sha256:… --to {ref.environment} --reason TEXT",
         )
     live = verify_head(state.data, keyring=keyring, state=None, now=ctx.clock(), serving=False, **where)
     releases.check_newest(ref.app, ref.environment, state)
+    check_witness(witness, place(live.release), state.digest, ref.app, ref.environment)
     return Entry(place(live.release), state.data, state.digest, live.release, live=True)
 
 

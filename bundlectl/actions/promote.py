@@ -26,7 +26,7 @@ from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import Conflict, GateNotPassed, NotFound, UsageError, VerificationFailed
-from bundlectl.model.reference import BundleReference, SourceReference, parse_reference
+from bundlectl.model.reference import BundleReference, EnvironmentReference, SourceReference, parse_reference
 from bundlectl.model.release import RollbackTarget
 from bundlectl.model.types import Strict
 from bundlectl.model.verdict import Verdict
@@ -150,7 +150,9 @@ def promote(
 def _foresee(ctx: Context, reference: str, environment: str) -> None:
     """Begin the reads that a promotion makes whatever it finds, side by side."""
     ref = parse_reference(reference)
-    if not isinstance(ref, SourceReference):
+    if isinstance(ref, EnvironmentReference):
+        ctx.locate((ref.app, environment), (ref.app, ref.environment))
+    elif isinstance(ref, BundleReference):
         ctx.locate((ref.app, environment))
     if isinstance(ref, BundleReference) and len(ref.hex_prefix) == 64:
         bundle = f"sha256:{ref.hex_prefix}"

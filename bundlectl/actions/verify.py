@@ -12,7 +12,9 @@ from bundlectl.model.canonical import digest
 from bundlectl.model.errors import NotFound, UsageError, VerificationFailed
 from bundlectl.model.reference import EnvironmentReference, SourceReference, parse_reference
 from bundlectl.model.types import Strict
+from bundlectl.registry.head import place
 from bundlectl.registry.oci import read_layout
+from bundlectl.registry.witness import check_witness
 from bundlectl.resolver.trusted import verify_bundle
 from bundlectl.trust.envelope import envelope_bytes, open_statement
 from bundlectl.trust.evidence import Attested, gather_evidence, required_evidence
@@ -124,11 +126,14 @@ def _layout(reference: str) -> Verified:
 
 
 def _environment(ctx: Context, ref: EnvironmentReference) -> Verified:
+    witness = ctx.locate((ref.app, ref.environment)).witness(ref.app, ref.environment)
     keyring = open_trust(ctx)
     state = releases_of(ctx).read_head(ref.app, ref.environment)
     if state is None:
+        check_witness(witness, None, None, ref.app, ref.environment)
         raise NotFound(f"Nothing is live in {ref}.")
     release = current(state.data, ref.app, ref.environment, keyring, ctx.clock())
+    check_witness(witness, place(release.release), state.digest, ref.app, ref.environment)
     bundle = ctx.registry.get_bundle(ref.app, release.release.bundle)
     verify_bundle(bundle, release, keyring)
     releases_of(ctx).check_newest(ref.app, ref.environment, state)
