@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,10 +22,12 @@ from bundlectl.actions.promote import promote
 from bundlectl.actions.renew import renew
 from bundlectl.actions.repair import repair
 from bundlectl.actions.rollback import rollback
-from bundlectl.actions.status import status
+from bundlectl.actions.status import history, status
+from bundlectl.actions.verify import verify
 from bundlectl.model.errors import (
     BackendUnavailable,
     BundlectlError,
+    Conflict,
     GateNotPassed,
     NotFound,
     UsageError,
@@ -223,6 +226,39 @@ def test_a_lost_head_and_a_forged_witness_stop_releases_and_are_seen(place: Plac
     assert _prod(place).state == "refused"
     with pytest.raises(VerificationFailed, match="no head"):
         repair(place.context(), "support:prod", reason="wiped", confirmed="prod")
+
+
+def test_who_only_looks_is_told_as_well(place: Place) -> None:
+    assert verify(place.context(), "support:prod").serial == 2
+    place.put_back()
+    with pytest.raises(HeadPutBack):
+        verify(place.context(), "support:prod")
+    with pytest.raises(HeadPutBack):
+        promote(place.context(), "support:prod", environment="dev", reason="what is live there")
+
+
+def test_promoters_that_race_make_one_release_each_and_one_chain(place: Place) -> None:
+    lost: list[BundlectlError] = []
+
+    def race(number: int) -> None:
+        for _ in range(20):
+            try:
+                rollback(place.context(), "support:prod", reason=f"promoter {number}")
+            except Conflict as error:
+                lost.append(error)
+            else:
+                return
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seen = history(place.context(), "support:prod", verify=True).entries
+    assert [entry.serial for entry in seen] == [6, 5, 4, 3, 2, 1]
+    assert {entry.reason for entry in seen[:4]} == {f"promoter {number}" for number in range(4)}
+    assert place.parameter()["serial"] <= 6
+    assert _prod(place).alarms == []
 
 
 def test_a_witness_behind_head_means_nothing(place: Place) -> None:
