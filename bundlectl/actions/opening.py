@@ -62,6 +62,7 @@ def read_pin(ctx: Context) -> str:
         file.write_text(pin + "\n", encoding="utf-8")
         ctx.reporter.warn(f"trusting keyring 1 of {ctx.registry_url} on first use: {pin}")
         return pin
+    _ = ctx.registry  # where there is none at all, that is what to say
     raise UsageError(
         "There is no pin, so nothing tells whether this registry is the one you mean.",
         why=f"Neither BUNDLECTL_PIN nor {file} holds the digest of a keyring.",
