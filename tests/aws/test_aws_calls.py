@@ -1,0 +1,27 @@
+"""How many calls each verb makes to AWS, found by name, under a gate that asks for everything: more are noticed here.
+
+``make bench`` measures their depth and time as well, at 100,000 releases.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import aws_calls
+
+EXPECTED = {
+    "promote, first": 16,
+    "promote, known": 15,
+    "rollback, first": 10,
+    "rollback, known": 9,
+    "status, known": 11,
+    "cold resolve": 5,
+    "unchanged poll": 1,
+}
+
+
+@pytest.mark.parametrize("releases", [10, 2_500])
+def test_calls(releases: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws_calls, "LATE", 0.0)
+    counted = aws_calls._counts(releases)
+    assert {name: found[0] for name, found in counted.items()} == EXPECTED, counted
