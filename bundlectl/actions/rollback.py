@@ -107,7 +107,11 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
         evidence=origin.head.evidence,
         policies=[standing.policy.envelope, origin.promotion_policy.envelope],
         warnings=[
-            *([f"That bundle was live in {ref.app}:{ref.environment} already: answers do not change."] if again else []),
+            *(
+                [f"That bundle was live in {ref.app}:{ref.environment} already: answers do not change."]
+                if again
+                else []
+            ),
             *_warnings(planned_checks(checks)),
             *(f"bindings: {change}" for change in changes),
         ],
