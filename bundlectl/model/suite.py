@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bundlectl.model.types import Name, RelativePath, Strict
 
@@ -74,6 +74,13 @@ class Expected(Strict):
     exact: str | None = None
     regex: str | None = None
     refusal: Literal[False, "no_answer", "access_denied", "input_blocked", "output_blocked"] | None = None
+
+    @field_validator("refusal", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise ValueError("write false, or the code of the refusal that is expected")
+        return value
 
 
 class Case(Strict):
