@@ -153,7 +153,7 @@ def open_current_policy(
 
 def releases_of(ctx: Context) -> Releases:
     """Give the registry's releases."""
-    return Releases(ctx.registry.store)
+    return ctx.registry.releases
 
 
 def resolve_bundle(ctx: Context, reference: str | Reference) -> tuple[str, str]:

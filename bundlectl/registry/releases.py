@@ -274,11 +274,14 @@ class Releases:
             raise _gone(app, environment)
         if found.data == data:
             return found
-        there = place(parse_head(found.data, f"the head of {app}:{environment}")[1])
+        there = self._place_read_back(head_key(app, environment), found.data, ours)
         if there > ours:
-            archived = read_or_none(self._store, history_key(app, environment, *_pair(ours)))
+            key = history_key(app, environment, *_pair(ours))
+            archived = read_or_none(self._store, key)
             if archived == data:
                 return HeadState(data, "", digest(data))
+            if archived is not None:
+                self._place_read_back(key, archived, ours)
             raise self._conflict(app, environment, ours)
         if there == ours:
             raise self._conflict(app, environment, ours)
@@ -289,6 +292,27 @@ class Releases:
             why=f"It is {there} now ({found.digest}), and was {present.digest if present else 'none'} before.",
             fix=f"Find out who writes to the registry: bundlectl history {app}:{environment} --verify",
         )
+
+    def _place_read_back(self, key: str, data: bytes, ours: Place) -> Place:
+        """Give the place of a release that was read back.
+
+        One that cannot be parsed is no proof that ours did not land: it may be what was read that is damaged.
+
+        Raises:
+            StoreUnavailable: other bytes are read now; ask again.
+            VerificationFailed: it is damaged where it is stored.
+        """
+        try:
+            return place(parse_head(data, key)[1])
+        except VerificationFailed as error:
+            if read_or_none(self._store, key) != data:
+                raise StoreUnavailable(f"{key} was read back damaged.", why=error.what) from error
+            raise VerificationFailed(
+                f"{key} is damaged, so it is unknown whether the release at {ours} landed before that.",
+                why=f"{error.what} {error.why}".strip(),
+                fix="Find out who can write to the registry, and restore it from an earlier version.",
+                details={"unknown": True},
+            ) from error
 
     def _conflict(self, app: str, environment: str, ours: Place) -> Conflict:
         """Name who has the place we wanted: from head, or from the history if head has moved on since."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.benchmarks.answer_in_process import answer_in_process
 from tests.benchmarks.aws_calls import aws_calls
 from tests.benchmarks.cli_start import cli_start
+from tests.benchmarks.histories import histories
 from tests.benchmarks.measure import Effort, Result
 from tests.benchmarks.router_over_http import router_over_http
 from tests.benchmarks.source_work import source_work
@@ -31,6 +32,7 @@ MEASURES: dict[str, Callable[[Effort], list[Result]]] = {
     "calls": store_calls,
     "aws": aws_calls,
     "source": source_work,
+    "histories": histories,
 }
 
 
