@@ -27,6 +27,7 @@ from bundlectl.actions.bind import Bound
 from bundlectl.actions.build import Built
 from bundlectl.actions.creating import CreatedRegistry
 from bundlectl.actions.demo import Played
+from bundlectl.actions.doctor import Examined
 from bundlectl.actions.drift import Drifted
 from bundlectl.actions.evaluate import Evaluated
 from bundlectl.actions.index import IndexBuilt, IndexDiff, IndexShown
@@ -153,6 +154,7 @@ OUTPUTS: Final = {
     "policy-set": Format("bundlectl policy set", PolicyChanged),
     "policy-show": Format("bundlectl policy show", Policy),
     "promote": Format("bundlectl promote", Promoted),
+    "registry-doctor": Format("bundlectl registry doctor", Examined),
     "registry-create": Format("bundlectl registry create", CreatedRegistry),
     "registry-locate": Format("bundlectl registry locate", LocatedRegistry),
     "registry-repair": Format("bundlectl registry repair", Repaired),

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bundlectl.cli.verb import ConfirmOption, ReasonOption, verb
+from bundlectl.cli.verb import ConfirmOption, ReasonOption, SignerOption, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bundlectl.actions.creating import CreatedRegistry
+    from bundlectl.actions.doctor import Examined
     from bundlectl.actions.locating import LocatedRegistry
     from bundlectl.actions.repair import Repaired
 
@@ -74,6 +75,34 @@ def register(app: typer.Typer) -> None:
         result = registry_create(session.context(), wanted, region=region, plan_only=plan)
         session.show(result, lambda out: _created(out, result))
 
+    @verb(
+        registry,
+        "doctor",
+        examples="bundlectl registry doctor\n"
+        "bundlectl registry doctor --registry s3://bucket/registry --role promoter --app support --env prod\n"
+        "bundlectl registry doctor --signer awskms:alias/bundlectl/team/support/builder",
+    )
+    def doctor(
+        session: Session,
+        role: Annotated[
+            str | None,
+            typer.Option("--role", metavar="ROLE", help="In S3: may these credentials write what it writes?"),
+        ] = None,
+        app: Annotated[str | None, typer.Option("--app", metavar="APP", help="Of the role.")] = None,
+        env: Annotated[str | None, typer.Option("--env", metavar="ENV", help="Of the role.")] = None,
+        signer: SignerOption = None,
+    ) -> None:
+        """Find what is missing or set wrongly, and say the fix; nothing is changed.
+
+        Exit code 0: all is well; 3: something is not, or could not be looked at; 6: the registry cannot be reached.
+        """
+        from bundlectl.actions.doctor import examine, role_of
+
+        result = examine(session.context(signer=signer), role=role_of(role), app=app, env=env)
+        session.show(result, lambda out: _examined(out, result))
+        if result.verdict != "pass":
+            raise typer.Exit(6 if result.verdict == "error" else 3)
+
     @verb(registry, "locate", examples="bundlectl registry locate ssm:/bundlectl/team --registry s3://bucket/registry")
     def locate(
         session: Session,
@@ -125,6 +154,22 @@ def _created(out: Console, result: CreatedRegistry) -> None:
         out.print(f"  {who:<24} {uri}", markup=False)
     for line in result.next:
         out.print(f"next: {line}", markup=False)
+
+
+def _examined(out: Console, result: Examined) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("check", no_wrap=True)
+    table.add_column("why")
+    for check in result.checks:
+        table.add_row(check.verdict, check.name, Text(check.why))
+    out.print(table)
+    for check in result.checks:
+        if check.verdict != "pass" and check.fix:
+            out.print(f"fix {check.name}: {check.fix}", markup=False)
 
 
 def _located(out: Console, result: LocatedRegistry) -> None:
