@@ -14,6 +14,7 @@ from bundlectl.bundling.build import build as build_bundle
 from bundlectl.bundling.source import read_source
 from bundlectl.model.attestation import PAYLOAD_TYPE, PROVENANCE
 from bundlectl.model.types import Strict, format_time
+from bundlectl.registry.collecting import needs_of, spare
 from bundlectl.trust.envelope import make_statement, seal
 
 BUILD_TYPE = "urn:bundlectl:build:v1"
@@ -43,6 +44,7 @@ def build(ctx: Context, path: Path, *, sign: bool = True) -> Built:
     Raises:
         SourceError: the source is not right.
         UsageError: the key is not a builder's.
+        Conflict: gc is deleting the bundle at this moment.
         BackendUnavailable: the registry cannot be written; what is stored already does no harm.
     """
     source = read_source(path)
@@ -50,6 +52,8 @@ def build(ctx: Context, path: Path, *, sign: bool = True) -> Built:
     keyring = open_trust(ctx)
     signer = ctx.signer("builder") if sign else None
     builder = keyring.signing_principal(signer, "builder", source.app, None) if signer else None
+    if spare(ctx.registry.store, source.app, needs_of(bundle)):
+        ctx.reporter.say("the bundle was marked for collection; the mark is lifted")
     new = not ctx.registry.has_bundle(source.app, bundle.digest)
     ctx.registry.put_bundle(source.app, bundle)
     provenance: str | None = None

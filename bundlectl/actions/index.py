@@ -17,6 +17,7 @@ from bundlectl.model.canonical import canonical, hex_of
 from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot
 from bundlectl.model.errors import NotFound, Problem, SourceError, UsageError, VerificationFailed
 from bundlectl.model.types import Strict, format_time
+from bundlectl.registry.collecting import Needs, spare
 from bundlectl.registry.layout import index_folder
 from bundlectl.registry.pointers import parse_pointer, read_pointer, read_snapshot
 from bundlectl.registry.tables import fetch_tables, put_tables
@@ -94,6 +95,9 @@ def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path |
         folder=folder,
     )
     data = canonical(snapshot.form())
+    name = hex_of(snapshot_digest(snapshot))
+    needs = Needs(frozenset({f"blobs/sha256/{name}"}), frozenset({f"indexes/{source.index}/{name}"}))
+    spare(ctx.registry.store, owner, needs)
     found = ctx.registry.put_blob(owner, data)
     if found != snapshot_digest(snapshot):
         raise VerificationFailed(f"The snapshot {found} was built as {snapshot_digest(snapshot)}.")

@@ -30,10 +30,13 @@ from bundlectl.model.reference import BundleReference, EnvironmentReference, Sou
 from bundlectl.model.release import RollbackTarget
 from bundlectl.model.types import Strict
 from bundlectl.model.verdict import Verdict
-from bundlectl.registry.layout import head_key, pack_key, referrers_prefix
+from bundlectl.registry.collecting import refuse_marked
+from bundlectl.registry.layout import gc_key, head_key, pack_key, referrers_prefix
 from bundlectl.registry.registry import check_app
+from bundlectl.resolver.keyrings import open_chain
 from bundlectl.resolver.trusted import VerifiedRelease
 from bundlectl.trust import gate as gates
+from bundlectl.trust.abroad import Abroad, is_release
 from bundlectl.trust.evidence import Attested, current_evidence, gather_evidence
 from bundlectl.trust.gate import Check, Situation, judge, verdict_of
 
@@ -102,7 +105,7 @@ def promote(
 
     Raises:
         GateNotPassed: a check fails, errs or is inconclusive; nothing was changed.
-        Conflict: someone else promoted first, or the saved plan is stale.
+        Conflict: someone else promoted first, the saved plan is stale, or gc has marked the bundle.
         VerificationFailed: stored bytes or signatures are not what they must be.
     """
     _foresee(ctx, reference, environment)
@@ -110,10 +113,11 @@ def promote(
     standing = stand(ctx, app, environment, foresee=lambda live: _read_because_of(live, bundle_digest))
     bundle = ctx.registry.get_bundle(app, bundle_digest)
     check_app(bundle, app)
+    refuse_marked(ctx.registry.store, app, bundle)
     bindings, bindings_from = _bindings(reference, environment, bindings_file, standing)
-    evidence = _evidence(ctx, standing, bundle.digest)
+    evidence, brought = _evidence(ctx, standing, bundle.digest)
     target = _rollback_target(ctx, standing, bundle)
-    situation = _situation(ctx, standing, bundle, evidence, target, confirmed)
+    situation = _situation(ctx, standing, bundle, evidence, brought, target, confirmed)
     checks = judge(situation)
     plan = _plan(standing, bundle, bindings, bindings_from, target, checks)
     if expected_plan is not None:
@@ -154,6 +158,7 @@ def _foresee(ctx: Context, reference: str, environment: str) -> None:
         ctx.locate((ref.app, environment), (ref.app, ref.environment))
     elif isinstance(ref, BundleReference):
         ctx.locate((ref.app, environment))
+        ctx.registry.store.expect(gc_key(ref.app))
     if isinstance(ref, BundleReference) and len(ref.hex_prefix) == 64:
         bundle = f"sha256:{ref.hex_prefix}"
         ctx.registry.store.expect(pack_key(ref.app, bundle), head_key(ref.app, environment))
@@ -164,7 +169,8 @@ def _foresee(ctx: Context, reference: str, environment: str) -> None:
 def _read_because_of(live: VerifiedRelease, bundle: str) -> list[str]:
     """Give what the gate will look at: the rollback target, and the environment that it is to have soaked in."""
     app, former = live.release.app, live.release.rollback_target
-    keys = [head_key(app, live.gate.soak.environment)] if live.gate.soak else []
+    soak = live.gate.soak
+    keys = [head_key(app, soak.environment)] if soak and soak.registry is None else []
     if live.release.bundle != bundle:
         keys.append(pack_key(app, live.release.bundle))
     elif former is not None:
@@ -190,13 +196,34 @@ def _bindings(reference: str, environment: str, file: Path | None, standing: Sta
     return Bindings(), "none"
 
 
-def _evidence(ctx: Context, standing: Standing, bundle: str) -> list[Attested]:
-    """Read what is attested about the bundle; set aside, and say so, what does not count here."""
+def _evidence(ctx: Context, standing: Standing, bundle: str) -> tuple[list[Attested], list[Envelope]]:
+    """Read what is attested about the bundle; set aside, and say so, what does not count here.
+
+    Beside it: the releases of other registries that a copy brought. They are no evidence about a bundle.
+    """
     envelopes = [envelope for _, _, envelope in ctx.registry.attestations(standing.app, bundle)]
+    brought = [envelope for envelope in envelopes if is_release(envelope)]
+    envelopes = [envelope for envelope in envelopes if envelope not in brought]
     counted, refused = gather_evidence(envelopes, bundle, standing.app, standing.environment, standing.keyring)
     for why in dict.fromkeys(item.why for item in refused):
         ctx.reporter.say(f"set aside: {why}")
-    return counted
+    return counted, brought
+
+
+def _abroad(ctx: Context, standing: Standing, releases: Sequence[Envelope]) -> Abroad | None:
+    """Give what a copy brought of the registry in which the gate asks for a soak; None where it cannot count."""
+    registry = standing.gate.soak.registry if standing.gate.soak else None
+    if registry is None:
+        return None
+    chain = ctx.registry.source_keyrings(standing.app, registry.id)
+    if not chain:
+        return None
+    try:
+        keyring = open_chain(chain, registry.keyring)
+    except VerificationFailed as error:
+        ctx.reporter.warn(f"the keyrings that came with a copy from {registry.id} do not count: {error.what}")
+        return None
+    return Abroad(keyring, tuple(releases))
 
 
 def _carried(standing: Standing, evidence: Sequence[Attested], checks: Sequence[Check]) -> list[Envelope]:
@@ -231,6 +258,7 @@ def _situation(
     standing: Standing,
     bundle: Bundle,
     evidence: Sequence[Attested],
+    brought: Sequence[Envelope],
     target: RollbackTarget | None,
     confirmed: str | None,
 ) -> Situation:
@@ -247,6 +275,7 @@ def _situation(
         snapshots=pinned_snapshots(bundle),
         lint=tuple((finding.rule, finding.message) for finding in lint(bundle.components)),
         live=live_in_soak_environment(ctx, standing),
+        abroad=_abroad(ctx, standing, brought),
         rollback_target=gates.RollbackTarget(
             bundle=target.bundle if target else None,
             present=ctx.registry.has_bundle(standing.app, target.bundle) if target else None,
@@ -266,7 +295,7 @@ def live_in_soak_environment(
     None where that environment's head does not verify: then nothing is known of it, and only pass passes.
     """
     soak = standing.gate.soak
-    if soak is None:
+    if soak is None or soak.registry is not None:
         return {}
     releases = releases_of(ctx)
     try:

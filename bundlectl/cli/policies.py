@@ -102,7 +102,8 @@ def _policy(out: Console, policy: Policy) -> None:
         if gate.approvals:
             asked.append(f"{gate.approvals} approvals")
         if gate.soak:
-            asked.append(f"live in {gate.soak.environment} now, for at least {gate.soak.at_least}")
+            abroad = f" of registry {gate.soak.registry.id[:19]}" if gate.soak.registry else ""
+            asked.append(f"live in {gate.soak.environment}{abroad} now, for at least {gate.soak.at_least}")
         asked += [f"no lint finding {rule}" for rule in gate.forbid_lint]
         asked += [f"frozen {f.start:%Y-%m-%d %H:%M} to {f.end:%Y-%m-%d %H:%M}: {f.reason}" for f in gate.freezes]
         if gate.confirm:

@@ -132,11 +132,27 @@ class AttestationRequirement(Strict):
     threshold: Annotated[int, Field(ge=1)] = 1
 
 
+class SoakRegistry(Strict):
+    """Another registry whose releases count as a soak, where ``bundlectl copy`` brought them.
+
+    ``id``: the digest of its keyring 1. ``keyring``: the digest of the version from which it is trusted; give a
+    newer one when a key of it is compromised. ``max_age``: how old its newest word about the bundle may be.
+    """
+
+    id: Digest
+    keyring: Digest
+    max_age: Duration = "7d"
+
+
 class Soak(Strict):
-    """The bundle must be live in another environment now, and have been for at least this long."""
+    """The bundle must be live in another environment now, and have been for at least this long.
+
+    With ``registry`` the environment is one of that registry, and what its signed releases prove is what counts.
+    """
 
     environment: StoreName
     at_least: Duration = "0s"
+    registry: SoakRegistry | None = None
 
 
 class Freeze(Strict):

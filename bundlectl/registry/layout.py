@@ -44,6 +44,11 @@ def blob_key(app: str, digest: str) -> str:
     return f"{app_prefix(app)}blobs/sha256/{_hex(digest)}"
 
 
+def blobs_prefix(app: str) -> str:
+    """Give the prefix of an app's blobs."""
+    return app_prefix(app) + "blobs/"
+
+
 def packs_prefix(app: str) -> str:
     """Give the prefix of an app's packs."""
     return app_prefix(app) + "packs/"
@@ -52,6 +57,11 @@ def packs_prefix(app: str) -> str:
 def pack_key(app: str, bundle: str) -> str:
     """Give the key of a bundle's manifest and layers in one object."""
     return packs_prefix(app) + _hex(bundle)
+
+
+def all_referrers_prefix(app: str) -> str:
+    """Give the prefix of everything that is attested about any bundle of an app."""
+    return app_prefix(app) + "referrers/"
 
 
 def referrers_prefix(app: str, bundle: str) -> str:
@@ -87,6 +97,21 @@ def history_prefix(app: str, environment: str) -> str:
 def history_key(app: str, environment: str, epoch: int, serial: int) -> str:
     """Give the key of a former head, byte for byte."""
     return f"{history_prefix(app, environment)}{_version(epoch)}-{_version(serial):016d}.json"
+
+
+def indexes_prefix(app: str) -> str:
+    """Give the prefix of an app's indexes."""
+    return app_prefix(app) + "indexes/"
+
+
+def gc_key(app: str) -> str:
+    """Give the key of what is marked for collection: one document, replaced by swap."""
+    return app_prefix(app) + "gc/state.json"
+
+
+def source_keyring_key(app: str, registry: str, version: int) -> str:
+    """Give the key of a keyring of another registry, which came with a copied bundle; ``registry`` is its id."""
+    return f"{app_prefix(app)}sources/{_hex(registry)}/keyring/{_version(version)}.json"
 
 
 def index_folder(app: str, index: str) -> str:

@@ -36,6 +36,7 @@ from bundlectl.model.bundle import (
 from bundlectl.model.canonical import canonical, digest, hex_of, parse_json
 from bundlectl.model.errors import BackendUnavailable, NotFound, UsageError, VerificationFailed
 from bundlectl.model.types import Digest, Strict
+from bundlectl.registry.collecting import needs_of, spare
 from bundlectl.registry.registry import Registry, check_app
 from bundlectl.trust.envelope import envelope_bytes, open_statement, parse_envelope
 
@@ -156,6 +157,7 @@ def import_(folder: Path, registry: Registry, app: str) -> Imported:
     """
     found = _read(folder)
     check_app(found.bundle, app)
+    spare(registry.store, app, needs_of(found.bundle))
     registry.put_bundle(app, found.bundle)
     for envelope in found.attestations:
         kind = KINDS.get(open_statement(envelope).predicateType, OTHER_KIND)

@@ -226,6 +226,18 @@ class Registry:
         """Give every later version of an app's policy in order (from 0: all of them)."""
         return _following(lambda version: self.policy_bytes(app, version), from_version)
 
+    def source_keyrings(self, app: str, registry: str) -> list[bytes]:
+        """Give the keyrings of another registry that came with copies, from version 1; nothing is verified."""
+
+        def read(version: int) -> bytes | None:
+            return read_or_none(self.store, layout.source_keyring_key(app, registry, version))
+
+        return _following(read, 0)
+
+    def put_source_keyring(self, app: str, registry: str, version: int, data: bytes) -> None:
+        """Store a keyring of another registry; the same bytes again are fine."""
+        put_immutable(self.store, layout.source_keyring_key(app, registry, version), data)
+
     # ------------------------------------------------------------ index pointers
 
     def index_pointer(self, app: str, index: str) -> Stored | None:

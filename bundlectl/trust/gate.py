@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from bundlectl.model.keyring import Gate
 from bundlectl.model.types import format_time, seconds
+from bundlectl.trust.abroad import Abroad, judge_soak_abroad
 from bundlectl.trust.check import Check, verdict_of
 from bundlectl.trust.evidence import Attested, blocked_reason, required_evidence
 from bundlectl.trust.exam import CLOCK_SKEW, judge_exam, span
@@ -70,6 +71,8 @@ class Situation:
     """Lint findings of the bundle: (rule, message)."""
     live: Mapping[str, tuple[str, datetime]] | None = None
     """Verified heads of the app's other environments: environment -> (bundle, live there since)."""
+    abroad: Abroad | None = None
+    """Where the gate's soak is in another registry: what a copy brought of it."""
     rollback_target: RollbackTarget | None = None
     head: str | None = None
     """Digest of the head that is live in the environment and would be replaced; None: nothing is live."""
@@ -205,6 +208,9 @@ def _soak(situation: Situation) -> list[Check]:
     soak = situation.gate.soak
     if soak is None:
         return []
+    if soak.registry is not None:
+        where = {"app": situation.app, "bundle": situation.bundle}
+        return [judge_soak_abroad(soak, soak.registry, situation.abroad, now=situation.now, **where)]
     place = f"{situation.app}:{soak.environment}"
     if situation.live is None:
         return [Check("soak", "inconclusive", f"It is not known what is live in {place}.")]

@@ -118,8 +118,8 @@ def next_policy(current: VerifiedPolicy, envelope: Envelope, keyring: VerifiedKe
 def check_policy(document: Policy) -> None:
     """Check the rules that a policy keeps by itself, before or after it is signed.
 
-    A soak is in another environment that the policy names; a freeze ends after it starts; a gate names a
-    suite and a type of attestation once; only version 1 has no predecessor.
+    A soak is in another environment that the policy names, or in another registry; a freeze ends after it starts;
+    a gate names a suite and a type of attestation once; only version 1 has no predecessor.
 
     Raises:
         VerificationFailed: one of them does not hold.
@@ -128,9 +128,10 @@ def check_policy(document: Policy) -> None:
     if (document.version == 1) != (document.previous is None):
         raise VerificationFailed(f"{what} must name its predecessor's digest, and only version 1 has none.")
     for name, gate in document.environments.items():
-        if gate.soak and (gate.soak.environment == name or gate.soak.environment not in document.environments):
+        soak = gate.soak if gate.soak and gate.soak.registry is None else None
+        if soak and (soak.environment == name or soak.environment not in document.environments):
             raise VerificationFailed(
-                f"{what}: {name} asks for a soak in {gate.soak.environment!r}.",
+                f"{what}: {name} asks for a soak in {soak.environment!r}.",
                 fix="Name another environment of the same policy.",
             )
         for freeze in gate.freezes:
