@@ -113,7 +113,7 @@ class Router:
         """Take what a router works with.
 
         Args:
-            current: gives the compiled release; read once per request.
+            current: gives the compiled release; read once per request that brings none.
             receipts: where every request leaves its receipt.
             clock: the present time, UTC.
             ids: gives receipt ids that were never given before; by default 80 random bits in hex.
@@ -139,19 +139,26 @@ class Router:
             raise outcome.error
         return outcome.answer
 
-    async def handle(self, request: Request, identity: Identity) -> Outcome:
+    async def handle(self, request: Request, identity: Identity, compiled: Compiled | None = None) -> Outcome:
         """Answer a request and give its receipt too.
+
+        Args:
+            request: what is asked.
+            identity: who asks.
+            compiled: the release that ``identity`` was judged by, which answers then; by default the current one.
 
         Raises:
             ContractError: the request does not fit the release.
         """
-        run = self._begin(request, identity)
+        run = self._begin(request, identity, compiled)
         with self._concluding(run) as concluded:
             await self._advance(run, 0, len(STAGES))
         return concluded()
 
-    async def stream(self, request: Request, identity: Identity) -> AsyncGenerator[Event, None]:
-        """Answer a request piece by piece; close the generator when the caller goes away.
+    async def stream(
+        self, request: Request, identity: Identity, compiled: Compiled | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Answer a request piece by piece, arguments as of :meth:`handle`; close it when the caller goes away.
 
         Text is released once the output guard has seen a window of it. An object is released whole, after it was
         validated: no part of one that breaks its schema ever leaves. A refusal or error before the first piece comes
@@ -160,7 +167,7 @@ class Router:
         Raises:
             ContractError: the request does not fit the release.
         """
-        run = self._begin(request, identity)
+        run = self._begin(request, identity, compiled)
         with self._concluding(run) as concluded:
             if await self._advance(run, 0, _ANSWERING):
                 yield Event("start", {"receipt": run.id, "release": run.compiled.ref.form()})
@@ -178,8 +185,8 @@ class Router:
 
     # ------------------------------------------------------------ inside
 
-    def _begin(self, request: Request, identity: Identity) -> Run:
-        compiled = self._current()
+    def _begin(self, request: Request, identity: Identity, compiled: Compiled | None) -> Run:
+        compiled = compiled or self._current()
         task = check_contract(request, compiled)
         return Run(
             id=self._ids(),

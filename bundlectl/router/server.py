@@ -10,9 +10,11 @@
 403   refused with ``access_denied``
 404   no such path; 405 another method
 406   ``x-app`` names an app that is not served here
+408   the body was not there within ten seconds
 413   the body is larger than 1 MiB
 422   the request does not fit the contract (``fields``), or refused with ``input_blocked``
 429   refused with ``limited``
+431   the headers are larger than 32 KiB
 500   a defect
 503   nothing could answer (see the receipt's attempts), or no release is loaded
 ====  ==========================================================================================
@@ -52,7 +54,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_BODY: Final = 1024 * 1024
+MAX_HEADERS: Final = 32 * 1024
+BODY_SECONDS: Final = 10.0
 PATH: Final = "/v1/requests"
+_UNREAD: Final = (401, 405, 408, 413, 431, 503)
 _JSON: Final = (b"content-type", b"application/json")
 _STREAM: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
@@ -67,12 +72,26 @@ class Served:
     router: Router
     status: Callable[[], Status | None] = lambda: None
 
+    @property
+    def name(self) -> str:
+        """Give it as ``x-app`` names it: ``app:environment``."""
+        return f"{self.app}:{self.environment}"
+
     def loaded(self) -> Compiled | None:
         """Give what serves; ``None`` while nothing may."""
         try:
             return self.current()
         except BundlectlError:
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Who calls, by a release; that very release answers: the next one may know other callers."""
+
+    served: Served
+    compiled: Compiled
+    identity: Identity
 
 
 class HttpError(Exception):
@@ -116,8 +135,10 @@ def _is_loopback(host: str) -> bool:
 class Server:
     """The ASGI application for some environments of some apps."""
 
-    def __init__(self, served: Sequence[Served]) -> None:
+    def __init__(self, served: Sequence[Served], *, body_seconds: float = BODY_SECONDS) -> None:
+        """Take what is served, and how many seconds a body may take from its head to its last byte."""
         self._served = list(served)
+        self._body_seconds = body_seconds
         self._document = openapi()
         self._other = Starlette(
             routes=[
@@ -139,20 +160,49 @@ class Server:
                 raise _http(405, "method_not_allowed", "Send requests with POST.")
             await self._answer(scope, receive, send)
         except HttpError as error:
-            await _send_json(send, error.status, error.body)
+            # What of a body was not read must not be taken for the next request, nor be waited for.
+            await _send_json(send, error.status, error.body, close=error.status in _UNREAD)
 
     # ------------------------------------------------------------ POST /v1/requests
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        body = await _read(headers, receive)
+        _check_headers(headers)
+        local = _arrived_locally(scope) and _named_locally(headers)
+        self._known(headers, local=local)  # before anything of the body is held for a stranger
+        body = await _read(headers, receive, self._body_seconds)
         if body is None:
             return
-        loaded = [one for one in self._served if one.loaded() is not None]
+        request = _contract(body)
+        # Judged again: while the body came, a release may have come that knows the caller no longer.
+        one = _choose(request, self._known(headers, local=local), _header(headers, b"x-app"))
+        try:
+            if b"text/event-stream" in (_header(headers, b"accept") or b""):
+                await _stream(one, request, receive, send)
+                return
+            outcome = await one.served.router.handle(request, one.identity, one.compiled)
+        except ContractError as error:
+            raise HttpError(422, _error(error)) from error
+        if outcome.answer is None:
+            await _send_json(send, outcome.status, error_body(outcome))
+        else:
+            await _send(send, outcome.status, outcome.answer.model_dump_json(exclude_none=True).encode())
+
+    def _known(self, headers: list[tuple[bytes, bytes]], *, local: bool) -> list[_Judged]:
+        """Give the releases that know the caller. One without identities is for loopback, wherever the server listens.
+
+        Raises:
+            HttpError: none does, or nothing is loaded.
+        """
+        loaded = [(one, compiled) for one in self._served if (compiled := one.loaded()) is not None]
         if not loaded:
             raise _http(503, "not_ready", "No release is loaded here.", fix="See /readyz.")
-        local = _arrived_locally(scope) and _named_locally(headers)
-        found = [one for one in loaded if self._identity(one, headers, local=local) is not None]
+        found: list[_Judged] = []
+        for one, compiled in loaded:
+            if compiled.identities or local:
+                identity = compiled.identities.of_key(presented_key(headers))
+                if identity is not None:
+                    found.append(_Judged(one, compiled, identity))
         if not found:
             raise _http(
                 401,
@@ -160,49 +210,7 @@ class Server:
                 "The request carries no API key that is known here.",
                 fix="Send it as Authorization: Bearer KEY, or as x-api-key.",
             )
-        request = _contract(body)
-        one = self._choose(request, found, _header(headers, b"x-app"))
-        identity = self._identity(one, headers, local=local)
-        if identity is None:
-            raise _http(503, "not_ready", "The release changed while the request was read.", fix="Send it again.")
-        try:
-            if b"text/event-stream" in (_header(headers, b"accept") or b""):
-                await _stream(one.router, request, identity, receive, send)
-                return
-            outcome = await one.router.handle(request, identity)
-        except ContractError as error:
-            raise HttpError(422, _error(error)) from error
-        except VerificationFailed as error:  # nothing may serve, or no longer
-            raise HttpError(503, _error(error)) from error
-        if outcome.answer is None:
-            await _send_json(send, outcome.status, error_body(outcome))
-        else:
-            await _send(send, outcome.status, outcome.answer.model_dump_json(exclude_none=True).encode())
-
-    def _identity(self, one: Served, headers: list[tuple[bytes, bytes]], *, local: bool) -> Identity | None:
-        """Give who is calling. A release that came without identities is for loopback, wherever the server listens."""
-        compiled = one.loaded()
-        if compiled is None or not (compiled.identities or local):
-            return None
-        return compiled.identities.of_key(presented_key(headers))
-
-    def _choose(self, request: Request, found: list[Served], app: bytes | None) -> Served:
-        """Give the environment that a request is for: of the app that ``x-app`` names, else that has the task."""
-        wanted = app.decode("latin-1") if app is not None else None
-        if wanted is not None:
-            found = [one for one in found if wanted in (one.app, f"{one.app}:{one.environment}")]
-            if not found:
-                raise _http(406, "unknown_app", f"The app {wanted} is not served here.", fix="See /v1/releases.")
-        if len(found) == 1:
-            return found[0]
-        with_task = [one for one in found if request.task in one.current().tasks]
-        if len(with_task) == 1:
-            return with_task[0]
-        names = ", ".join(f"{one.app}:{one.environment}" for one in with_task or found)
-        reason = "several of what is served here have this task" if with_task else "nothing served here has this task"
-        raise HttpError(
-            422, _error(ContractError([("task", f"{reason}: {names}")], fix="Name one with the header x-app."))
-        )
+        return found
 
     # ------------------------------------------------------------ the rest
 
@@ -221,6 +229,24 @@ class Server:
 
     async def _openapi(self, _: HttpRequest) -> JSONResponse:
         return JSONResponse(self._document)
+
+
+def _choose(request: Request, found: list[_Judged], app: bytes | None) -> _Judged:
+    """Give the environment that a request is for: of the app that ``x-app`` names, else that has the task."""
+    wanted = app.decode("latin-1") if app is not None else None
+    if wanted is not None:
+        found = [one for one in found if wanted in (one.served.app, one.served.name)]
+        if not found:
+            raise _http(406, "unknown_app", f"The app {wanted} is not served here.", fix="See /v1/releases.")
+    if len(found) == 1:
+        return found[0]
+    with_task = [one for one in found if request.task in one.compiled.tasks]
+    if len(with_task) == 1:
+        return with_task[0]
+    names = [one.served.name for one in with_task or found]
+    reason = "several of what is served here have this task" if with_task else "nothing served here has this task"
+    fix = f"Name one with its environment in the header x-app, e.g. x-app: {names[0]}"
+    raise HttpError(422, _error(ContractError([("task", f"{reason}: {', '.join(names)}")], fix=fix)))
 
 
 def _state(one: Served) -> dict[str, Any]:
@@ -259,24 +285,34 @@ def _named_locally(headers: list[tuple[bytes, bytes]]) -> bool:
     return _is_loopback(name.partition(":")[0])
 
 
-async def _read(headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes | None:
-    """Read the body; ``None`` when the caller went away."""
+def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADERS:
+        raise _http(431, "headers_too_large", f"The headers are larger than {MAX_HEADERS} bytes.", fix="Send less.")
+
+
+async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: float) -> bytes | None:
+    """Read the body within ``limit`` seconds; ``None`` when the caller went away."""
     length = _header(headers, b"content-length")
     if length is not None and length.isdigit() and int(length) > MAX_BODY:
         raise _too_large()
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        part = message.get("body", b"")
-        size += len(part)
-        if size > MAX_BODY:
-            raise _too_large()
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    try:
+        async with asyncio.timeout(limit):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                part = message.get("body", b"")
+                size += len(part)
+                if size > MAX_BODY:
+                    raise _too_large()
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError:
+        what = f"The body was not there within {limit:g} seconds."
+        raise _http(408, "timeout", what, fix="Send the request in one go.") from None
 
 
 def _contract(body: bytes) -> Request:
@@ -294,9 +330,9 @@ def _contract(body: bytes) -> Request:
         raise HttpError(422, _error(ContractError(fields, fix="See /openapi.json."))) from error
 
 
-async def _stream(router: Router, request: Request, identity: Identity, receive: Receive, send: Send) -> None:
+async def _stream(one: _Judged, request: Request, receive: Receive, send: Send) -> None:
     """Send events as they come, until the caller goes away: then the model's call is given up too."""
-    pump = asyncio.ensure_future(_pump(router, request, identity, send))
+    pump = asyncio.ensure_future(_pump(one, request, send))
     gone = asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -309,10 +345,10 @@ async def _stream(router: Router, request: Request, identity: Identity, receive:
         pump.result()
 
 
-async def _pump(router: Router, request: Request, identity: Identity, send: Send) -> None:
+async def _pump(one: _Judged, request: Request, send: Send) -> None:
     """Send every event. What ends with its first event is a plain JSON answer with a status of its own."""
     started = False
-    async with aclosing(router.stream(request, identity)) as events:
+    async with aclosing(one.served.router.stream(request, one.identity, one.compiled)) as events:
         async for event in events:
             if not started and event.outcome is not None:
                 await _send_json(send, event.outcome.status, event.data)
@@ -334,13 +370,15 @@ def _sse(event: Event) -> bytes:
     return b"event: " + event.kind.encode() + b"\ndata: " + to_json(event.data) + b"\n\n"
 
 
-async def _send_json(send: Send, status: int, body: Any) -> None:
-    await _send(send, status, to_json(body))
+async def _send_json(send: Send, status: int, body: Any, *, close: bool = False) -> None:
+    await _send(send, status, to_json(body), close=close)
 
 
-async def _send(send: Send, status: int, body: bytes) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length]})
+async def _send(send: Send, status: int, body: bytes, *, close: bool = False) -> None:
+    headers = [_JSON, (b"content-length", str(len(body)).encode())]
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

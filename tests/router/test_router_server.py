@@ -284,8 +284,91 @@ async def test_several_apps_in_one_process(fake: FakeModels) -> None:
         ]
         async with serving(app=Server(made)) as client:
             status, found = await ask(client, body())
-            assert status == 422 and "x-app" in found["fix"] and "sales:prod" in found["why"]
+            assert status == 422 and "x-app: support:prod" in found["fix"] and "sales:prod" in found["why"]
             assert (await ask(client, body(), **{"x-app": "sales"}))[0] == 200
             assert (await ask(client, body(), **{"x-app": "support:prod"}))[0] == 200
             assert (await ask(client, body(), **{"x-app": "nobody"}))[0] == 406
     assert len(one.receipts.kept) == len(two.receipts.kept) == 1
+
+
+class _Wire:
+    """One request handed to the ASGI application by hand: its body comes when the test says so."""
+
+    def __init__(self, server: Server, *headers: tuple[bytes, bytes]) -> None:
+        self.sent: list[Any] = []
+        self.asked = 0
+        self._body: asyncio.Queue[bytes] = asyncio.Queue()
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/requests",
+            "headers": list(headers),
+            "server": ("127.0.0.1", 80),
+        }
+        self._task = asyncio.ensure_future(server(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        self.asked += 1
+        return {"type": "http.request", "body": await self._body.get(), "more_body": False}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def wait_until_asked(self) -> None:
+        while not self.asked:
+            await asyncio.sleep(0)
+
+    async def answer(self, data: bytes | None = None) -> tuple[int, Any]:
+        if data is not None:
+            self._body.put_nowait(data)
+        await asyncio.wait_for(self._task, 5)
+        return self.sent[0]["status"], json.loads(self.sent[1]["body"])
+
+
+def _bound(keys: dict[str, Any]) -> dict[str, Any]:
+    return {"models": {"small": {"base_url": "http://x"}, "own": {"base_url": "http://x"}}, **keys}
+
+
+@pytest.mark.parametrize("accept", [b"application/json", b"text/event-stream"])
+async def test_a_request_belongs_to_the_release_that_judged_its_identity(accept: bytes) -> None:
+    async with setting(bindings=_bound(IDENTITIES)) as s, setting(bindings={}) as next_:
+        reads = 0
+
+        def current() -> Any:
+            # The next release, for which a key is worth nothing, comes with the first read after the judgement.
+            nonlocal reads
+            reads += 1
+            return s.compiled if reads <= 2 else next_.compiled
+
+        router = type(s.router)(current, s.receipts)
+        server = Server([Served("support", "prod", current, router)])
+        wire = _Wire(server, (b"x-api-key", KEY.encode()), (b"accept", accept))
+        await wire.answer(json.dumps(body(user_role="visitor")).encode())
+        assert s.receipts.last.identity == "a" and s.receipts.last.release == s.compiled.ref
+        assert reads == 2, "once before the body, once after it"
+
+
+async def test_a_release_that_knows_the_caller_no_longer_is_heard_while_the_body_comes() -> None:
+    async with setting(bindings=_bound(IDENTITIES)) as s:
+        keys = [{**IDENTITIES["identities"]["api_keys"][1]}]
+        async with setting(bindings=_bound({"identities": {"api_keys": keys}})) as next_:
+            held = [s.compiled]
+            wire = _Wire(Server([Served("support", "prod", lambda: held[0], s.router)]), (b"x-api-key", KEY.encode()))
+            await wire.wait_until_asked()
+            held[0] = next_.compiled
+            assert (await wire.answer(json.dumps(body()).encode()))[0] == 401
+
+
+async def test_a_stranger_sends_no_body_and_a_body_has_a_deadline() -> None:
+    async with setting(bindings=_bound(IDENTITIES)) as s:
+        served = [Served("support", "prod", lambda: s.compiled, s.router)]
+        for headers in ((), ((b"x-api-key", b"wrong"),)):
+            wire = _Wire(Server(served), *headers)
+            assert (await wire.answer())[0] == 401 and wire.asked == 0
+            assert (b"connection", b"close") in wire.sent[0]["headers"]
+        slow = _Wire(Server(served, body_seconds=0.05), (b"x-api-key", KEY.encode()))
+        status, told = await slow.answer()
+        assert (status, told["error"]) == (408, "timeout") and (b"connection", b"close") in slow.sent[0]["headers"]
+        large = _Wire(Server(served), (b"x-api-key", KEY.encode()), (b"x-more", b"y" * 40_000))
+        assert (await large.answer())[0] == 431 and large.asked == 0
+        assert s.receipts.kept == []
