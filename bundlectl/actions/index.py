@@ -15,7 +15,7 @@ from bundlectl.insight.diff import DocumentChange
 from bundlectl.model.attestation import SNAPSHOT_PAYLOAD_TYPE
 from bundlectl.model.canonical import canonical, hex_of
 from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot
-from bundlectl.model.errors import NotFound, Problem, SourceError, UsageError, VerificationFailed
+from bundlectl.model.errors import BackendUnavailable, NotFound, Problem, SourceError, UsageError, VerificationFailed
 from bundlectl.model.types import Strict, format_time
 from bundlectl.registry.collecting import Needs, spare
 from bundlectl.registry.layout import index_folder
@@ -83,6 +83,8 @@ def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path |
     owner = app or _app_of(pin or file.parent.parent)
     signer = ctx.signer("indexer")
     actor = open_trust(ctx).signing_principal(signer, "indexer", owner, None)
+    if pin is not None:
+        _pinned_text(pin, source.index, None)  # that it can be set, before anything is written
     folder = tables_folder(ctx, owner, source.index)
     documents = read_documents(source, file)
     ctx.reporter.say(f"indexing {len(documents)} documents")
@@ -115,8 +117,12 @@ def index_build(ctx: Context, file: Path, *, app: str | None = None, pin: Path |
         actor=actor,
     )
     envelope = seal(canonical(pointer.form()), SNAPSHOT_PAYLOAD_TYPE, [signer])
+    text = _pinned_text(pin, source.index, found) if pin is not None else None  # before the pointer moves
     ctx.registry.swap_index_pointer(owner, source.index, envelope_bytes(envelope), before.tag if before else None)
-    pinned = _pin(pin, source.index, found) if pin is not None else None
+    pinned = None
+    if pin is not None and text is not None:
+        pinned = pin / "bundle.yaml"
+        _replace(pinned, text)
     return IndexBuilt(
         app=owner,
         index=source.index,
@@ -236,16 +242,29 @@ def _app_of(folder: Path) -> str:
 _SNAPSHOT = re.compile(r"(?P<before>\bsnapshot:\s*)(?P<value>following|sha256:[0-9a-f]{64})")
 
 
-def _pin(folder: Path, index: str, snapshot: str) -> Path:
-    """Set ``snapshot:`` in each retrieval entry of the index, and nothing else of the file's text.
+def _pinned_text(folder: Path, index: str, snapshot: str | None) -> str:
+    """Give bundle.yaml with ``snapshot:`` set in each retrieval entry of the index, and nothing else changed.
+
+    Args:
+        folder: the bundle's.
+        index: whose entries.
+        snapshot: what to set; ``None`` to find out only whether it can be set.
 
     Raises:
         SourceError: bundle.yaml has no such entry that can be set in place.
+        NotFound: there is no bundle.yaml.
+        BackendUnavailable: the folder cannot be written to.
     """
     from bundlectl.bundling.yaml import parse_yaml
 
     file = folder / "bundle.yaml"
-    data = file.read_bytes()
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise NotFound(f"{file} cannot be read.", why=error.strerror or str(error), fix="Correct --pin.") from error
+    if not os.access(folder, os.W_OK):
+        what = f"The snapshot cannot be set in {file}."
+        raise BackendUnavailable(what, why=f"{folder} may not be written to.", fix="Give this user the permission.")
     document = parse_yaml(data, str(file))
     if document.problems:
         raise SourceError(document.problems)
@@ -257,13 +276,12 @@ def _pin(folder: Path, index: str, snapshot: str) -> Path:
     lines = data.decode("utf-8").splitlines(keepends=True)
     for name in uses:
         line = document.place(("retrieval", name, "snapshot")).line - 1
-        changed, count = _SNAPSHOT.subn(lambda m: m["before"] + snapshot, lines[line])
+        changed, count = _SNAPSHOT.subn(lambda m: m["before"] + (snapshot or m["value"]), lines[line])
         if count != 1:
             right = "write snapshot: and its value on one line, one entry a line"
             raise SourceError([Problem(str(file), line + 1, f"cannot set the snapshot of {name!r} here", right)])
         lines[line] = changed
-    _replace(file, "".join(lines))
-    return file
+    return "".join(lines)
 
 
 def _replace(file: Path, text: str) -> None:

@@ -54,9 +54,11 @@ def openapi() -> dict[str, Any]:
         "401": {"description": "No API key that is known here.", "content": error},
         "403": {"description": "Refused with access_denied.", "content": answer},
         "406": {"description": "x-app names an app that is not served here.", "content": error},
+        "408": {"description": "The body was not there within ten seconds.", "content": error},
         "413": {"description": "The body is larger than 1 MiB.", "content": error},
         "422": {"description": "Does not fit the contract, or refused with input_blocked.", "content": either},
         "429": {"description": "Refused with limited.", "content": answer},
+        "431": {"description": "The headers are larger than 32 KiB.", "content": error},
         "503": {"description": "Nothing could answer, or no release is loaded.", "content": error},
     }
     return {

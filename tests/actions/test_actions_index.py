@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bundlectl.actions.index import _pin
-from bundlectl.model.errors import SourceError
+from bundlectl.actions.index import _pinned_text, _replace, index_build
+from bundlectl.model.errors import NotFound, SourceError
+from tests.support.workspace import APP, Workspace
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "a" * 64
 
@@ -16,7 +17,7 @@ OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "a" * 64
 def pin(tmp_path: Path, text: str, index: str = "docs") -> str:
     file = tmp_path / "bundle.yaml"
     file.write_bytes(text.encode())
-    _pin(tmp_path, index, NEW)
+    _replace(file, _pinned_text(tmp_path, index, NEW))
     return file.read_bytes().decode()
 
 
@@ -68,5 +69,21 @@ def test_the_file_keeps_its_mode(tmp_path: Path) -> None:
     file = tmp_path / "bundle.yaml"
     file.write_text(f"retrieval:\n  a: {{index: docs, snapshot: {OLD}}}\n")
     file.chmod(0o640)
-    _pin(tmp_path, "docs", NEW)
+    _replace(file, _pinned_text(tmp_path, "docs", NEW))
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_what_cannot_be_pinned_moves_no_pointer(work: Workspace) -> None:
+    file = next((work.folder / "indexes").glob("*.yaml"))
+    index = file.stem
+    ctx = work.context()
+    before = ctx.registry.index_pointer(APP, index)
+    other = work.folder.parent / "other"
+    other.mkdir()
+    (other / "bundle.yaml").write_text(f"retrieval:\n  a: {{index: another, snapshot: {OLD}}}\n")
+    with pytest.raises(SourceError, match="no retrieval entry uses"):
+        index_build(ctx, file, app=APP, pin=other)
+    (other / "bundle.yaml").unlink()
+    with pytest.raises(NotFound, match="cannot be read"):
+        index_build(ctx, file, app=APP, pin=other)
+    assert ctx.registry.index_pointer(APP, index) == before
