@@ -24,11 +24,13 @@ from bundlectl.actions.baselines import (
 )
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import load_bundle, open_trust
+from bundlectl.actions.reporting import check_folder, write_reports
 from bundlectl.actions.routing import router_of, without_addresses
 from bundlectl.bundling.checks import find_suites
 from bundlectl.evaluation.comparison import Change, changes, compare
 from bundlectl.evaluation.journal import Journal, journal_key
-from bundlectl.evaluation.report import Beside, CaseResult, Report, make_report, report_bytes
+from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_report, report_bytes
+from bundlectl.evaluation.reports.material import Material
 from bundlectl.evaluation.result import summarise
 from bundlectl.evaluation.runner import Budget, Side, run_sides
 from bundlectl.evaluation.statistics import look_alpha
@@ -37,6 +39,7 @@ from bundlectl.model.attestation import EVALUATION, PAYLOAD_TYPE, Comparison, Ev
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
+from bundlectl.model.contract import Answer
 from bundlectl.model.errors import UsageError
 from bundlectl.model.reference import EnvironmentReference, SourceReference, parse_reference
 from bundlectl.model.types import Strict
@@ -68,7 +71,8 @@ class Settings:
     ``baseline``: a bundle or an environment to compare with. ``repeats``: how often each case is asked; by default as
     the suite says. ``max_cost``: US dollars after which no further row is begun. ``only``: ids or patterns of the
     cases to run; such a run never passes. ``sign``: False to attach nothing. ``fresh``: forget what an interrupted
-    run measured.
+    run measured. ``report``: a folder for reports, with what was answered; a folder of its own for each suite where
+    there are several.
     """
 
     concurrency: int = 8
@@ -78,6 +82,7 @@ class Settings:
     baseline: str | None = None
     repeats: int | None = None
     max_cost: float | None = None
+    report: Path | None = None
 
 
 def evaluate(
@@ -115,12 +120,18 @@ def evaluate(
         skipped = ", ".join(bindings.disabled_models)
         ctx.reporter.say(f"without --bindings, models that need an address are skipped: {skipped}")
     found = []
-    for file in [suite] if suite is not None else _named_suites(reference, bundle):
+    files = [suite] if suite is not None else _named_suites(reference, bundle)
+    if settings.report is not None:
+        check_folder(settings.report)
+    for file in files:
         loaded = read_suite(file)
         for warning in loaded.undecidable():
             ctx.reporter.warn(warning)
         loaded = loaded.only(settings.only) if settings.only else loaded
-        found.append(_Evaluation(ctx, app, bundle, bindings, baseline, loaded, settings).run())
+        chosen = settings
+        if settings.report is not None and len(files) > 1:
+            chosen = replace(settings, report=settings.report / loaded.suite.name)
+        found.append(_Evaluation(ctx, app, bundle, bindings, baseline, loaded, chosen).run())
     return found
 
 
@@ -139,6 +150,7 @@ class _Evaluation:
     ) -> None:
         self._ctx, self._app, self._bundle, self._bindings = ctx, app, bundle, bindings
         self._baseline, self._loaded, self._settings = baseline, loaded, settings
+        self._answers: list[dict[Row, Answer]] = [{}, {}]
         self._bound = digest(canonical(bindings.form()))
         self._repeats = settings.repeats or loaded.suite.repeats or 1
         stored = ctx.registry.has_bundle(app, bundle.digest)
@@ -179,12 +191,16 @@ class _Evaluation:
                     journal.discard()
             else:
                 self._note = "the run is not complete, so nothing was attached; what was measured is kept for the next"
+        changed = changes(loaded, report.cases, report.baseline.cases) if report.baseline else []
+        if settings.report is not None:
+            write_reports(settings.report, Material(self._app, loaded, report, result, changed, *self._answers))
+            ctx.reporter.say(f"reports: {settings.report}")
         return Evaluated(
             app=self._app,
             bundle=self._bundle.digest,
             result=result,
             report=report,
-            changes=changes(loaded, report.cases, report.baseline.cases) if report.baseline else [],
+            changes=changed,
             attestation=attestation,
             note=self._note,
         )
@@ -223,8 +239,8 @@ class _Evaluation:
             measured.append((self._baseline.bundle, self._baseline.run_with))
         async with AsyncExitStack() as stack:
             sides = [
-                await self._side(stack, bundle, bindings, journal)
-                for (bundle, bindings), journal in zip(measured, journals, strict=True)
+                await self._side(stack, bundle, bindings, journal, answers)
+                for (bundle, bindings), journal, answers in zip(measured, journals, self._answers, strict=False)
             ]
             total = len(loaded.chosen) * self._repeats * len(sides)
             with self._ctx.reporter.progress(loaded.suite.name, total) as bar:
@@ -241,7 +257,12 @@ class _Evaluation:
                 )
 
     async def _side(
-        self, stack: AsyncExitStack, bundle: Bundle, bindings: Bindings, journal: Journal
+        self,
+        stack: AsyncExitStack,
+        bundle: Bundle,
+        bindings: Bindings,
+        journal: Journal,
+        answers: dict[Row, Answer],
     ) -> Side[Identity]:
         suite = self._loaded.suite
         task = bundle.components.application.tasks.get(suite.task)
@@ -258,6 +279,7 @@ class _Evaluation:
             profile=task.profiles[0],
             output=bundle.components.output.get(suite.task),
             journal=journal,
+            capture=answers.__setitem__ if self._settings.report is not None else None,
         )
 
     def _beside(self, rows: Sequence[CaseResult] | None) -> Beside | None:

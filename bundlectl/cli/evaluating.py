@@ -69,6 +69,14 @@ def register(app: typer.Typer) -> None:
             typer.Option("--only", metavar="ID|TAG", help="Run these cases (* and ? match), or a tag's. Never passes."),
         ] = None,
         unsigned: Annotated[bool, typer.Option("--unsigned", help="Measure and attach nothing.")] = False,
+        report: Annotated[
+            Path | None,
+            typer.Option(
+                "--report",
+                metavar="DIR",
+                help="Write report.json, junit.xml, report.html and report.md there, with questions and answers.",
+            ),
+        ] = None,
         fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run measured.")] = False,
         signer: SignerOption = None,
     ) -> None:
@@ -99,6 +107,7 @@ def register(app: typer.Typer) -> None:
                 baseline=baseline,
                 repeats=repeat,
                 max_cost=max_cost,
+                report=report,
             ),
         )
         if session.output == "json":

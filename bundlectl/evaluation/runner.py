@@ -120,13 +120,17 @@ async def run(
 
 @dataclass(frozen=True, kw_only=True)
 class Side(Generic[Identity]):
-    """One of the bundles of a run: its router, and what :func:`run` says of the other fields."""
+    """One of the bundles of a run: its router, and what :func:`run` says of the other fields.
+
+    ``capture`` is given each answer as it comes, for reports that show them; results hold no text.
+    """
 
     router: Answers[Identity] = field(kw_only=False)
     identity: Identity
     profile: str
     output: Output | None = None
     journal: Journal | None = None
+    capture: Callable[[Row, Answer], None] | None = None
 
 
 @dataclass
@@ -221,6 +225,7 @@ async def run_sides(
             pause,
             clock,
             timer,
+            side.capture,
         )
         for side in sides
     ]
@@ -299,6 +304,7 @@ class _One(Generic[Identity]):
     pause: float
     clock: Callable[[], datetime]
     timer: Callable[[], float]
+    capture: Callable[[Row, Answer], None] | None = None
 
     async def measure(self, case: Case, repeat: int = 1) -> CaseResult:
         """Ask, a second time after an error, and score."""
@@ -314,6 +320,8 @@ class _One(Generic[Identity]):
             costs.append(attempt.usd)
         known = [usd for usd in costs if usd is not None]
         usd = math.fsum(known) if len(known) == len(costs) else None
+        if self.capture is not None and attempt.answered is not None and attempt.answered.answer is not None:
+            self.capture((case.id, repeat), attempt.answered.answer)
         return self._result(case, attempt, attempts, at, repeat, usd)
 
     async def _ask(self, case: Case) -> _Attempt:
