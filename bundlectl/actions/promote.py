@@ -286,13 +286,11 @@ def _situation(
     )
 
 
-def live_in_soak_environment(
-    ctx: Context, standing: Standing, *, newest: bool = True
-) -> dict[str, tuple[str, datetime]] | None:
+def live_in_soak_environment(ctx: Context, standing: Standing) -> dict[str, tuple[str, datetime]] | None:
     """Give what is live, and since when, in the environment that the gate asks to have soaked in.
 
-    With ``newest``, only if no older head was put back there; for a warning that is not worth a call.
-    None where that environment's head does not verify: then nothing is known of it, and only pass passes.
+    None where that environment's head does not verify or was put back: then nothing is known of it, and only pass
+    passes.
     """
     soak = standing.gate.soak
     if soak is None or soak.registry is not None:
@@ -303,8 +301,7 @@ def live_in_soak_environment(
         if head is None:
             return {}
         found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
-        if newest:
-            releases.check_newest(standing.app, soak.environment, head)
+        releases.check_newest(standing.app, soak.environment, head)
     except VerificationFailed as error:
         ctx.reporter.warn(f"{standing.app}:{soak.environment} does not verify: {error.what}")
         return None

@@ -8,7 +8,6 @@ from bundlectl.actions.context import Context
 from bundlectl.actions.opening import releases_of
 from bundlectl.actions.promote import (
     PlannedCheck,
-    live_in_soak_environment,
     pinned_snapshots,
     planned_checks,
 )
@@ -181,7 +180,6 @@ def _situation(
         now=standing.now,
         bytes_present=True,
         snapshots=pinned_snapshots(bundle),
-        live=live_in_soak_environment(ctx, standing, newest=False),
         replaces=Replaced(standing.live.release.bundle if standing.live else None),
         confirmed=confirmed,
         in_history=True,

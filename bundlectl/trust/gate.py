@@ -135,7 +135,8 @@ def judge_rollback(situation: Situation) -> list[Check]:
         _blocked(situation),
         _history(situation),
         _signatures(situation),
-        *(replace(check, warning=True) for check in today),
+        # Soak is told where it is known; a rollback does not wait for another environment's head to be read.
+        *(replace(check, warning=True) for check in today if check.name != "soak" or situation.live is not None),
     ]
 
 
