@@ -13,7 +13,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/bundlectl demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
