@@ -282,7 +282,7 @@ def _result(wanted: Wanted, stacks: Stacks, plans: Sequence[tuple[_Stack, Change
         signers=signers,
         done=False,
         next=[
-            "put keyring 1 into it: bundlectl keyring init --help",
+            f"bundlectl keyring init --app {wanted.apps[0]} --registry {wanted.url}",
             f"bundlectl registry locate ssm:/bundlectl/{wanted.name} --registry {wanted.url}",
             f"bundlectl registry doctor --registry {wanted.url}",
         ],
