@@ -25,11 +25,13 @@ from bundlectl.actions.ask import Asked
 from bundlectl.actions.attest import Attestation
 from bundlectl.actions.bind import Bound
 from bundlectl.actions.build import Built
+from bundlectl.actions.copying import Copied
 from bundlectl.actions.creating import CreatedRegistry
 from bundlectl.actions.demo import Played
 from bundlectl.actions.doctor import Examined
 from bundlectl.actions.drift import Drifted
 from bundlectl.actions.evaluate import Evaluated
+from bundlectl.actions.gc import Collected
 from bundlectl.actions.index import IndexBuilt, IndexDiff, IndexShown
 from bundlectl.actions.init import Scaffolded
 from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
@@ -56,6 +58,7 @@ from bundlectl.model import components, types
 from bundlectl.model.attestation import Approval, Envelope, EvaluationResult, Override, Statement
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Manifest
+from bundlectl.model.collecting import GcMark, GcState
 from bundlectl.model.contract import Answer, Request
 from bundlectl.model.documents import IndexPointer, IndexSource, Snapshot, TableFiles
 from bundlectl.model.keyring import Keyring, KeyringEntry, Policy, PolicySource
@@ -110,6 +113,8 @@ FORMATS: Final = {
     "locator": Format("Locator of a registry, in Parameter Store", Locator),
     "witness": Format("Witness of an environment, in Parameter Store", Witness),
     "table-files": Format("List of an index's table files", TableFiles),
+    "gc-state": Format("What gc has marked", GcState),
+    "gc-mark": Format("Mark of gc", GcMark),
     "plan": Format("Plan", Plan),
 }
 
@@ -119,6 +124,7 @@ OUTPUTS: Final = {
     "attest": Format("bundlectl attest", Attestation),
     "bind": Format("bundlectl bind", Bound),
     "build": Format("bundlectl build", Built),
+    "copy": Format("bundlectl copy", Copied),
     "demo": Format("bundlectl demo", Played),
     "diff": Format("bundlectl diff", BundleDiff),
     "drift": Format("bundlectl drift", Drifted),
@@ -156,6 +162,7 @@ OUTPUTS: Final = {
     "promote": Format("bundlectl promote", Promoted),
     "registry-doctor": Format("bundlectl registry doctor", Examined),
     "registry-create": Format("bundlectl registry create", CreatedRegistry),
+    "registry-gc": Format("bundlectl registry gc", Collected),
     "registry-locate": Format("bundlectl registry locate", LocatedRegistry),
     "registry-repair": Format("bundlectl registry repair", Repaired),
     "receipts-list": Format("bundlectl receipts list", Receipts),

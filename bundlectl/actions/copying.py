@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -59,6 +60,17 @@ class Copied(Strict):
     releases: list[CopiedRelease]
     snapshots: list[str]
     missing: list[str]
+
+
+def contexts(ctx: Context, source: str, target: str, pin: str | None) -> tuple[Context, Context]:
+    """Give the contexts of two registries: keys, clock and talk of ``ctx``; each registry's own pin.
+
+    ``pin`` is the source's. ``BUNDLECTL_PIN`` is the target's, as in every command that writes.
+    """
+    environ = {key: value for key, value in ctx.environ.items() if key != "BUNDLECTL_PIN"}
+    if pin is not None:
+        environ["BUNDLECTL_PIN"] = pin
+    return replace(ctx, registry_url=source, environ=environ), replace(ctx, registry_url=target)
 
 
 def copy(source: Context, target: Context, reference: str) -> Copied:

@@ -16,7 +16,7 @@ from bundlectl.actions.opening import open_trust, registry_id, resolve_bundle
 from bundlectl.actions.retaining import Kept, Retention, kept_bundles, reach_of
 from bundlectl.model.canonical import canonical
 from bundlectl.model.collecting import GC_MARK_PAYLOAD_TYPE, MAX_MARKED, GcMark, GcState
-from bundlectl.model.errors import BackendUnavailable, Conflict, NotFound, VerificationFailed
+from bundlectl.model.errors import BackendUnavailable, Conflict, NotFound, UsageError, VerificationFailed
 from bundlectl.model.types import Strict, format_time
 from bundlectl.registry import layout
 from bundlectl.registry.collecting import Marks, Needs, needs_of, read_marks, spare, swap_marks
@@ -77,6 +77,13 @@ def gc(ctx: Context, app: str, *, retention: Retention | None = None, delete: bo
         known = ", ".join(sorted(keyring.document.apps))
         raise NotFound(f"There is no app {app!r} in {ctx.registry_url}.", fix=f"Its apps are {known}.")
     marks = read_marks(ctx.registry.store, app)
+    sweeping = marks.state.sweeping
+    if delete and sweeping is not None and ctx.clock() < sweeping + LEASE:
+        raise Conflict(
+            f"Another gc of {app} is at work.",
+            why=f"It has been deleting since {format_time(sweeping)}.",
+            fix=f"If it died, repeat this after {format_time(sweeping + LEASE)}.",
+        )
     kept = kept_bundles(ctx, keyring, app, retention or Retention())
     reached = reach_of(ctx.registry, app, kept)
     if marks.mark is None:
@@ -84,13 +91,16 @@ def gc(ctx: Context, app: str, *, retention: Retention | None = None, delete: bo
     return _sweep(ctx, keyring, app, marks, marks.mark, kept, reached, delete=delete)
 
 
-def gc_spare(ctx: Context, reference: str) -> Collected:
-    """Lift the mark from a stored bundle and all that it needs.
+def gc_spare(ctx: Context, app: str, reference: str) -> Collected:
+    """Lift the mark from a stored bundle of an app and all that it needs.
 
     Raises:
+        UsageError: it is another app's.
         Conflict: it is being deleted at this moment.
     """
-    app, bundle = resolve_bundle(ctx, reference)
+    owner, bundle = resolve_bundle(ctx, reference)
+    if owner != app:
+        raise UsageError(f"{reference} is a bundle of {owner}, not of {app}.", fix=f"bundlectl registry gc {owner}")
     found = spare(ctx.registry.store, app, needs_of(ctx.registry.get_bundle(app, bundle)))
     why = KeptBundle(bundle=bundle, why="spared by hand")
     return _told(app, "spare" if found else "nothing", found, [], done=bool(found), kept_list=[why])
@@ -143,12 +153,6 @@ def _sweep(
     if not delete:
         return _told(app, "delete", doomed, kept, done=False, due=due, reached_again=again)
     keyring.signing_principal(ctx.signer("gc"), "gc", app, None)
-    if marks.state.sweeping is not None and now < marks.state.sweeping + LEASE:
-        raise Conflict(
-            f"Another gc of {app} is at work.",
-            why=f"It has been deleting since {format_time(marks.state.sweeping)}.",
-            fix=f"If it died, repeat this after {format_time(marks.state.sweeping + LEASE)}.",
-        )
     # From this swap on nobody can lift the mark from what is left of it; whoever did before made it fail.
     alive = sorted(set(mark.keys) - set(doomed))
     sweeping = marks.state.model_copy(update={"spared": alive, "sweeping": now})

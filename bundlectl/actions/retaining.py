@@ -172,11 +172,11 @@ def _reports(envelopes: Iterator[Envelope] | list[Envelope]) -> Iterator[str]:
 
 
 def _last_attested(registry: Registry, app: str, bundle: str) -> datetime | None:
-    times = [
-        when
-        for _, _, envelope in registry.attestations(app, bundle)
-        for when in _times(open_statement(envelope).predicate)
-    ]
+    try:
+        attested = registry.attestations(app, bundle)
+    except NotFound:
+        return None  # one that was listed is gone: another gc is deleting it
+    times = [when for _, _, envelope in attested for when in _times(open_statement(envelope).predicate)]
     return max(times, default=None)
 
 

@@ -1,4 +1,4 @@
-"""Commands that move bundles and documents: export, import, index."""
+"""Commands that move bundles and documents: export, import, copy, index."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bundlectl.cli.verb import SignerOption, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bundlectl.actions.copying import Copied
     from bundlectl.actions.index import IndexBuilt, IndexDiff, IndexShown
     from bundlectl.actions.transfer import Transferred
 
@@ -49,6 +50,33 @@ def register(app: typer.Typer) -> None:
 
         result = act(session.context(), source, app=app)
         session.show(result, lambda out: _transferred(out, result, "imported from"))
+
+    @verb(
+        app,
+        "copy",
+        examples="bundlectl copy support:staging ssm:/bundlectl/tooling ssm:/bundlectl/production\n"
+        "bundlectl copy support@sha256:3f2a77b0 s3://tooling/registry ./registry --from-pin sha256:77b0…",
+    )
+    def copy(
+        session: Session,
+        reference: Annotated[str, typer.Argument(metavar="REF", help="The bundle, as FROM knows it.")],
+        from_: Annotated[str, typer.Argument(metavar="FROM", help="The registry to read.")],
+        to: Annotated[str, typer.Argument(metavar="TO", help="The registry to write.")],
+        from_pin: Annotated[
+            str | None,
+            typer.Option("--from-pin", metavar="DIGEST", help="FROM's pin. [default: beside its folder, or by ssm:]"),
+        ] = None,
+    ) -> None:
+        """Carry a bundle into another registry: its bytes, snapshots and attestations, and its releases in FROM.
+
+        Nothing is signed again. Attestations count in TO as far as TO's keyring knows the keys. The releases count
+        where TO's policy accepts a soak in FROM. Again: bring what is new since.
+        """
+        from bundlectl.actions.copying import contexts
+        from bundlectl.actions.copying import copy as act
+
+        result = act(*contexts(session.context(), from_, to, from_pin), reference)
+        session.show(result, lambda out: _copied(out, result))
 
     index = typer.Typer(help="The searchable documents.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(index, name="index")
@@ -105,6 +133,20 @@ def register(app: typer.Typer) -> None:
 def _transferred(out: Console, result: Transferred, verb_: str) -> None:
     out.print(result.reference, markup=False)
     out.print(f"{verb_} {result.layout}, with {result.attestations} attestations", markup=False)
+
+
+def _copied(out: Console, result: Copied) -> None:
+    out.print(result.reference, markup=False)
+    out.print(f"copied from {result.source} to {result.target}", markup=False)
+    out.print(f"  {result.attestations} attestations, of which {result.counts} count there", markup=False)
+    for release in result.releases:
+        live = "live" if release.live else "former"
+        out.print(
+            f"  {live} release {release.serial} of {release.environment}: since {release.since}, as of {release.time}",
+            markup=False,
+        )
+    named = f"{{id: {result.registry}, keyring: {result.keyring}}}"
+    out.print(f"  a policy accepts them as a soak with registry: {named}", markup=False)
 
 
 def built(out: Console, result: IndexBuilt) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from bundlectl.actions.creating import CreatedRegistry
     from bundlectl.actions.doctor import Examined
+    from bundlectl.actions.gc import Collected
     from bundlectl.actions.locating import LocatedRegistry
     from bundlectl.actions.repair import Repaired
 
@@ -120,6 +121,44 @@ def register(app: typer.Typer) -> None:
 
     @verb(
         registry,
+        "gc",
+        examples="bundlectl registry gc support\n"
+        "bundlectl registry gc support --delete --keep-releases 20 --keep-for 180d\n"
+        "bundlectl registry gc support --spare support@sha256:3f2a77b0",
+    )
+    def gc(
+        session: Session,
+        app: Annotated[str, typer.Argument(metavar="APP", help="Whose unreachable objects.")],
+        delete: Annotated[bool, typer.Option("--delete", help="Act: mark; a day later, delete.")] = False,
+        keep_releases: Annotated[
+            int, typer.Option("--keep-releases", metavar="N", help="Newest releases kept of each environment.")
+        ] = 10,
+        keep_for: Annotated[
+            str, typer.Option("--keep-for", metavar="TIME", help="And all that was live or attested within it.")
+        ] = "90d",
+        spare: Annotated[
+            str | None, typer.Option("--spare", metavar="REF", help="Lift the mark from this bundle, and no more.")
+        ] = None,
+        signer: SignerOption = None,
+    ) -> None:
+        """Collect bundles, evidence, reports and snapshots that nothing reaches any more. Without --delete: show it.
+
+        With --delete the first run marks, signed by role gc; a run 24 hours later looks again and deletes what is
+        marked and still unreachable. Keyrings, policies, heads and histories always stay.
+        """
+        from bundlectl.actions.gc import gc as act
+        from bundlectl.actions.gc import gc_spare
+        from bundlectl.actions.retaining import Retention
+
+        ctx = session.context(signer=signer)
+        if spare is not None:
+            result = gc_spare(ctx, app, spare)
+        else:
+            result = act(ctx, app, retention=Retention(keep_releases, keep_for), delete=delete)
+        session.show(result, lambda out: _collected(out, result))
+
+    @verb(
+        registry,
         "repair",
         examples='bundlectl registry repair support:prod --reason "bucket was restored from a backup"\n'
         'bundlectl registry repair support:prod --reason "bucket was restored from a backup" --confirm prod',
@@ -170,6 +209,29 @@ def _examined(out: Console, result: Examined) -> None:
     for check in result.checks:
         if check.verdict != "pass" and check.fix:
             out.print(f"fix {check.name}: {check.fix}", markup=False)
+
+
+def _collected(out: Console, result: Collected) -> None:
+    counted = ", ".join(f"{count} {kind}" for kind, count in result.objects.items()) or "nothing"
+    due, app = result.due, result.app
+    lines = {
+        "nothing": f"{app}: nothing is unreachable or marked",
+        "mark": f"{app}: {counted} marked; nothing goes before {due}"
+        if result.done
+        else f"{app}: {counted} would be marked; --delete marks, and deletes 24 hours later",
+        "wait": f"{app}: {counted} marked and unreachable; nothing goes before {due}",
+        "delete": f"{app}: {counted} {'deleted' if result.done else 'would be deleted with --delete'}",
+        "spare": f"{app}: the mark is lifted from {counted}",
+    }
+    out.print(lines[result.step], markup=False)
+    for bundle in result.bundles:
+        out.print(f"  {bundle}", markup=False)
+    if result.reached_again:
+        out.print(f"{result.reached_again} marked objects are needed again and stay", markup=False)
+    if result.left:
+        out.print(f"{result.left} more are unreachable: the next mark takes them", markup=False)
+    for one in result.kept:
+        out.print(f"kept {one.bundle}: {one.why}", markup=False)
 
 
 def _located(out: Console, result: LocatedRegistry) -> None:
