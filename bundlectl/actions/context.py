@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bundlectl.trust.signers import Signer
 
 DEFAULT_REGISTRY = ".bundlectl/registry"
+PIN_FILE = "pin"
 
 
 class Progress(Protocol):
@@ -131,14 +132,22 @@ class Context:
         """The registry.
 
         Raises:
-            UsageError: a folder registry that does not exist, or a URL this version has no store for.
+            UsageError: a folder registry that never was, or a URL this version has no store for.
+            StoreUnavailable: a folder registry that was there and is not.
             NotFound, VerificationFailed, BackendUnavailable: see :meth:`locate`.
         """
         from bundlectl.registry.registry import Registry
-        from bundlectl.storage.store import open_store
+        from bundlectl.storage.store import StoreUnavailable, open_store
 
         folder = self.registry_folder
         if folder is not None and not folder.is_dir():
+            if (self.workspace / PIN_FILE).is_file():
+                raise StoreUnavailable(
+                    f"The registry's folder {folder} is not there.",
+                    why=f"{self.workspace} holds the pin of a registry, so there was one.",
+                    fix="Put it back, or mount the disk that it is on, then repeat.",
+                    details={"registry": str(folder)},
+                )
             raise UsageError(
                 f"There is no registry at {folder}.",
                 fix="`bundlectl init DIR --app NAME` makes one; --registry or BUNDLECTL_REGISTRY names another.",

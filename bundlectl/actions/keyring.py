@@ -121,13 +121,14 @@ def keyring_init(
     """
     keys = ctx.workspace / "keys"
     folder = ctx.registry_folder
+    if folder is not None and not folder.exists():
+        _refuse_pinned(ctx.registry_url, pin_file(ctx))
+        folder.mkdir(parents=True)
     registry = Registry(DirectoryStore(folder)) if folder is not None else ctx.registry
     made = registry.keyring_bytes(1)
     unfinished = not pin_file(ctx).exists() and all((keys / f"{role}.pem").exists() for role in DEVELOPMENT_ROLES)
     if made is None or not unfinished:
         _refuse_existing(ctx.registry_url, registry, pin_file(ctx))
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     signers = {role: _key(keys / f"{role}.pem", scheme) for role in DEVELOPMENT_ROLES}
     members = [member(f"{owner}-{role}", owner, role, signers[role]) for role in DEVELOPMENT_ROLES]
@@ -157,6 +158,10 @@ def _refuse_existing(url: str, registry: Registry, pin: Path) -> None:
     """Refuse to touch a registry that has a keyring, or to replace a pin; what a killed run left is gone on with."""
     if registry.keyring_bytes(1) is not None:
         raise UsageError(f"{url} already has a keyring; nothing was changed.", fix="See it: bundlectl keyring show")
+    _refuse_pinned(url, pin)
+
+
+def _refuse_pinned(url: str, pin: Path) -> None:
     if pin.exists():
         raise UsageError(
             f"{pin} already pins a keyring, and {url} has none; nothing was changed.",

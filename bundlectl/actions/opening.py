@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bundlectl.actions.context import Context
+from bundlectl.actions.context import PIN_FILE, Context
 from bundlectl.actions.keeping import keep_keyrings, kept_keyrings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import NotFound, UsageError, VerificationFailed
@@ -26,8 +26,6 @@ from bundlectl.resolver.trusted import VerifiedRelease, verify_head
 from bundlectl.trust.envelope import parse_envelope
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy, open_policy
-
-PIN_FILE = "pin"
 
 
 def pin_file(ctx: Context) -> Path:

@@ -52,7 +52,9 @@ _FIXES = {
 
 
 class DirectoryStore:
-    """Implements ``Store`` in the folder ``root``, which the first write makes.
+    """Implements ``Store`` in the folder ``root``, which the first ``create`` makes.
+
+    Until then, and when it is moved away, every other call is ``StoreUnavailable``: what it held is not known.
 
     Args:
         root: the folder; may itself be reached through symlinks, but none below it is followed.
@@ -70,7 +72,7 @@ class DirectoryStore:
         folders, name = _split(key)
         with (
             self._failing(f"{key} was not read from {self.url}."),
-            files.existing_folder(self._root, folders) as folder,
+            self._existing(folders) as folder,
         ):
             data = None if folder is None else files.read(folder, name, MAX_OBJECT_BYTES)
         if data is None:
@@ -112,7 +114,7 @@ class DirectoryStore:
         check_size(key, data)
         with (
             self._failing(f"{key} was not written to {self.url}; nothing changed."),
-            files.existing_folder(self._root, folders) as folder,
+            self._existing(folders) as folder,
         ):
             if folder is None:
                 raise SwapLost(key, expected=expected)
@@ -136,7 +138,7 @@ class DirectoryStore:
         folders, name = _split(key)
         with (
             self._failing(f"{key} was not deleted from {self.url}; nothing changed."),
-            files.existing_folder(self._root, folders) as folder,
+            self._existing(folders) as folder,
         ):
             if folder is None:
                 raise KeyMissing(key)
@@ -183,7 +185,7 @@ class DirectoryStore:
     def _walk(self, folders: tuple[str, ...]) -> Iterator[str]:
         with (
             self._failing(f"{'/'.join(folders) or 'It'} was not listed in {self.url}."),
-            files.existing_folder(self._root, folders) as folder,
+            self._existing(folders) as folder,
         ):
             found = [] if folder is None else files.entries(folder)
         # "/" sorts after "-" and ".", so a folder stands where its keys will.
@@ -195,6 +197,18 @@ class DirectoryStore:
                 yield from self._walk((*folders, name))
             else:
                 yield key
+
+    @contextmanager
+    def _existing(self, folders: Sequence[str]) -> Iterator[int | None]:
+        """Open a folder of the store's; None if it is not there. Where the root itself is not, nothing is known."""
+        with files.existing_folder(self._root, folders) as folder:
+            if folder is None and not self._root.exists():
+                raise StoreUnavailable(
+                    f"Nothing can be read from {self.url}.",
+                    why=f"The registry's folder {self._root} is not there.",
+                    fix="Put it back, or mount the disk that it is on, then repeat.",
+                )
+            yield folder
 
     @contextmanager
     def _failing(self, what: str) -> Iterator[None]:

@@ -97,6 +97,15 @@ def test_no_registry_says_how_to_get_one(tmp_path: Path) -> None:
     assert "--registry" in ran.err
 
 
+def test_a_registry_that_was_there_is_unavailable_and_nothing_is_made_in_its_place(tmp_path: Path) -> None:
+    lost = Workspace.at(tmp_path)
+    lost.registry.rename(lost.home / "elsewhere")
+    for argv in (("status",), PROMOTE, ("history", f"{APP}:dev")):
+        ran = lost.warm(*argv, code=6)
+        assert "is not there" in ran.err and "init" not in ran.err
+    assert not lost.registry.exists()
+
+
 def test_registry_by_option_variable_and_url(live: Workspace, tmp_path: Path) -> None:
     here = Workspace(tmp_path)
     for argv, env in (

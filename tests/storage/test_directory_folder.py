@@ -105,9 +105,7 @@ def test_the_root_itself_may_be_a_symlink(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.mkdir])
-def test_a_lock_that_is_no_file_is_refused(
-    plant: Callable[[Path], object], store: DirectoryStore, root: Path
-) -> None:
+def test_a_lock_that_is_no_file_is_refused(plant: Callable[[Path], object], store: DirectoryStore, root: Path) -> None:
     tag = store.create("a/x", b"x")
     plant(root / "a" / ".lock")
     with pytest.raises(StoreUnavailable):
@@ -196,3 +194,22 @@ def test_readers_beside_a_writer_see_whole_objects_only(store: DirectoryStore) -
     for reader in readers:
         reader.join()
     assert not torn
+
+
+def test_a_root_that_is_away_says_nothing_about_keys(store: DirectoryStore, root: Path) -> None:
+    tag = store.create(KEY, b"x")
+    root.rename(root.with_name("elsewhere"))
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: store.get(KEY),
+        lambda: store.get_if_changed(KEY, tag),
+        lambda: list(store.list("")),
+        lambda: list(store.list("a/")),
+        lambda: store.swap(KEY, b"y", tag),
+        lambda: store.delete(KEY),
+    )
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match="is not there"):
+            call()
+    assert not root.exists()
+    root.with_name("elsewhere").rename(root)
+    assert store.get(KEY).data == b"x"

@@ -53,6 +53,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         case "memory":
             return MemoryStore()
         case "directory":
+            (tmp_path / "registry").mkdir()
             return DirectoryStore(tmp_path / "registry")
         case _:
             return FaultyStore(MemoryStore())

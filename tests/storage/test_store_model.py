@@ -91,6 +91,7 @@ class DirectoryMachine(AgainstDict):
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="bundlectl-store-"))
+        (self.root / "registry").mkdir()
         self.store = DirectoryStore(self.root / "registry")
 
     @invariant()
