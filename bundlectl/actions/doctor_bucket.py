@@ -26,7 +26,7 @@ from bundlectl.storage.aws import (
 from bundlectl.trust.check import Check
 
 CLOCK_SECONDS = 60.0
-IMMUTABLE = ("keyring/*", "policy/*", "blobs/*", "packs/*", "referrers/*", "history/*")
+IMMUTABLE = ("keyring/*", "policy/*", "blobs/*", "packs/*", "referrers/*", "sources/*", "history/*")
 """How the resources end for which the bucket's policy must demand that writes create."""
 _AGAIN = "Make it so with: bundlectl registry create s3://… --name NAME --app APP"
 _BOGUS = '"bundlectl-doctor"'

@@ -72,6 +72,8 @@ READ = {
     "head": layout.head_key(APP, ENV),
     "history": layout.history_key(APP, ENV, 1, 1),
     "index": layout.index_pointer_key(APP, "docs"),
+    "mark of gc": layout.gc_key(APP),
+    "keyring of a source": layout.source_keyring_key(APP, DIGEST, 1),
 }
 WRITE = {
     "keyring": (layout.keyring_key(2), NOBODY),
@@ -86,6 +88,8 @@ WRITE = {
     "head of prod": (layout.head_key(APP, ENV), ENV_ROLES),
     "history of prod": (layout.history_key(APP, ENV, 1, 1), ENV_ROLES),
     "head of staging": (layout.head_key(APP, "staging"), NOBODY),
+    "mark of gc": (layout.gc_key(APP), ("builder", "indexer", "gc", "promoter")),
+    "keyring of a source": (layout.source_keyring_key(APP, DIGEST, 1), ("builder",)),
     "index pointer": (layout.index_pointer_key(APP, "docs"), ("indexer",)),
     "index table": (layout.index_folder(APP, "docs") + "/" + "ab" * 32 + "/part.lance", ("indexer",)),
 }
@@ -223,6 +227,8 @@ def test_every_key_of_the_layout_is_in_the_table() -> None:
         "head_key",
         "history_key",
         "index_pointer_key",
+        "gc_key",
+        "source_keyring_key",
     }
     found = {name for name, _ in inspect.getmembers(layout, inspect.isfunction) if name.endswith("_key")}
     assert found == known
@@ -230,7 +236,7 @@ def test_every_key_of_the_layout_is_in_the_table() -> None:
 
 def test_writes_without_a_condition_and_plain_http_are_refused_to_everybody(deployed: Deployed) -> None:
     everything = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
-    swapped = {"head of prod", "head of staging", "index pointer"}
+    swapped = {"head of prod", "head of staging", "index pointer", "mark of gc"}
     for what, (key, _) in WRITE.items():
         arn = f"arn:aws:s3:::{deployed.bucket}/{deployed.prefix}{key}"
         base = {"aws:SecureTransport": "true", "s3:ObjectCreationOperation": "true"}
