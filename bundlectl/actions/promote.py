@@ -197,7 +197,7 @@ def _bindings(reference: str, environment: str, file: Path | None, standing: Sta
 
 
 def _evidence(ctx: Context, standing: Standing, bundle: str) -> tuple[list[Attested], list[Envelope]]:
-    """Read what is attested about the bundle; set aside, and say so, what does not count here.
+    """Read what is attested about the bundle; say what does not count, unless it is only meant for elsewhere.
 
     Beside it: the releases of other registries that a copy brought. They are no evidence about a bundle.
     """
@@ -205,7 +205,7 @@ def _evidence(ctx: Context, standing: Standing, bundle: str) -> tuple[list[Attes
     brought = [envelope for envelope in envelopes if is_release(envelope)]
     envelopes = [envelope for envelope in envelopes if envelope not in brought]
     counted, refused = gather_evidence(envelopes, bundle, standing.app, standing.environment, standing.keyring)
-    for why in dict.fromkeys(item.why for item in refused):
+    for why in dict.fromkeys(item.why for item in refused if not item.elsewhere):
         ctx.reporter.say(f"set aside: {why}")
     return counted, brought
 

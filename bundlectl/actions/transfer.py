@@ -58,10 +58,16 @@ def import_(ctx: Context, source: str, *, app: str | None = None) -> Transferred
     What the layout should hold and does not (attestations left behind by a copy without ``--all``) is told.
 
     Raises:
-        VerificationFailed: a byte is not what its digest says, or the bundle is another app's.
+        UsageError: the bundle is not ``app``'s.
+        VerificationFailed: a byte is not what its digest says.
     """
     folder = oci_folder(source)
-    owner = app or read_layout(folder)[0].components.application.app
+    owner = read_layout(folder)[0].components.application.app
+    if app is not None and app != owner:
+        raise UsageError(
+            f"{source} holds a bundle of {owner}, not of {app}; nothing was stored.",
+            fix=f"Leave --app out, or name {owner}.",
+        )
     done = import_oci(folder, ctx.registry, owner)
     for line in done.missing:
         ctx.reporter.warn(line)

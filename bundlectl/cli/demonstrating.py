@@ -88,7 +88,7 @@ def _render(out: Console, result: object) -> None:
     from bundlectl.actions.promote import Promoted
     from bundlectl.actions.rollback import RolledBack
     from bundlectl.actions.status import History
-    from bundlectl.cli import evaluating, keyrings, looking, moving, releases, serving, source
+    from bundlectl.cli import answers, evaluating, keyrings, looking, moving, releases, source
     from bundlectl.insight.diff import BundleDiff
     from bundlectl.insight.explain import Explanation
     from bundlectl.model.contract import Answer
@@ -110,7 +110,7 @@ def _render(out: Console, result: object) -> None:
     elif isinstance(result, Explanation):
         looking.explanation(out, result)
     elif isinstance(result, Answer):
-        serving.answer_lines(out, result)
+        answers.answer_lines(out, result)
     elif isinstance(result, list):
         for one in result:
             evaluating.scores_table(out, one)

@@ -33,7 +33,7 @@ class Screen:
         if self._line({"event": "answered", "question": question, "answer": answer.form()}):
             return
         from bundlectl.actions.ask import Asked
-        from bundlectl.cli.serving import answered
+        from bundlectl.cli.answers import answered
 
         self._session.out.print(f"> {question}", markup=False, style="bold")
         answered(self._session.out, self._session.err, Asked(question=question, answer=answer, receipt=receipt))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bundlectl.cli.verb import ConfirmOption, ReasonOption, SignerOption, verb
+from bundlectl.cli.verb import ConfirmOption, ReasonOption, RenewalReasonOption, SignerOption, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,7 +157,7 @@ def register(app: typer.Typer) -> None:
     def renew(
         session: Session,
         environment: Env,
-        reason: ReasonOption = "scheduled renewal",
+        reason: RenewalReasonOption = "scheduled renewal",
         signer: SignerOption = None,
     ) -> None:
         """Give the live release a later expiry; nothing else changes. What a scheduled job does every day."""

@@ -65,6 +65,16 @@ ReasonOption = Annotated[
         callback=_reason,
     ),
 ]
+RenewalReasonOption = Annotated[
+    str,
+    typer.Option(
+        "--reason",
+        metavar="TEXT",
+        help="Why. It is part of the release for ever. [default: scheduled renewal]",
+        show_default=False,
+        callback=_reason,
+    ),
+]
 ConfirmOption = Annotated[
     str | None,
     typer.Option("--confirm", metavar="ENV", help="The environment's name again, where its gate asks for it."),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from bundlectl.model.canonical import digest
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.types import format_time
 from bundlectl.registry.head import parse_head, place
@@ -55,19 +54,8 @@ def verify_former(
     reason = keyring.blocked(release.bundle)
     if reason is not None:
         alarms.append(f"{what}: its bundle is blocked by now: {reason}")
-    return VerifiedRelease(
-        data=data,
-        digest=digest(data),
-        head=head,
-        release=release,
-        base=lineage.base,
-        promotion=lineage.promotion,
-        policy=policy,
-        promotion_policy=promotion_policy,
-        gate=gate,
-        evidence=tuple(evidence),
-        alarms=(*alarms, *doubts),
-    )
+    policies = policy, promotion_policy
+    return VerifiedRelease.of(data, head, release, lineage, policies, gate, evidence, (*alarms, *doubts))
 
 
 def verify_link(older: VerifiedRelease, newer: VerifiedRelease) -> None:

@@ -6,6 +6,7 @@ about to commit. Nothing here reads a file, asks a clock or remembers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,7 +19,7 @@ from bundlectl.model.keyring import Gate
 from bundlectl.model.release import Head, Release
 from bundlectl.registry.head import parse_head
 from bundlectl.registry.registry import check_app
-from bundlectl.resolver.lineage import lineage_of
+from bundlectl.resolver.lineage import Lineage, lineage_of
 from bundlectl.resolver.rules import (
     Blocked,
     Expired,
@@ -81,6 +82,34 @@ class VerifiedRelease:
     """What counted."""
     alarms: tuple[str, ...]
     """What is wrong and does not forbid serving, as of ``now``."""
+
+    @classmethod
+    def of(
+        cls,
+        data: bytes,
+        head: Head,
+        release: Release,
+        lineage: Lineage,
+        policies: tuple[VerifiedPolicy, VerifiedPolicy],
+        gate: Gate,
+        evidence: Iterable[Attested],
+        alarms: Iterable[str],
+    ) -> VerifiedRelease:
+        """Put together what the rules found; ``policies`` are the release's own and its promotion's."""
+        policy, promotion_policy = policies
+        return cls(
+            data=data,
+            digest=digest(data),
+            head=head,
+            release=release,
+            base=lineage.base,
+            promotion=lineage.promotion,
+            policy=policy,
+            promotion_policy=promotion_policy,
+            gate=gate,
+            evidence=tuple(evidence),
+            alarms=tuple(alarms),
+        )
 
     def trusted_state(self, keyring: VerifiedKeyring, before: TrustedState | None = None) -> TrustedState:
         """Give the state to remember once this release is believed; ``before`` as it was given to the rules."""
@@ -175,19 +204,7 @@ def verify_head(
     check_evidence(gate_of(promotion_policy, environment, what), evidence, keyring, what)  # 12
     check_times(release, gate, what)  # 13
     alarms = [*doubts, *alarms_of(release, gate, keyring, state, now, what, serving=serving)]  # 14
-    return VerifiedRelease(
-        data=data,
-        digest=digest(data),
-        head=head,
-        release=release,
-        base=lineage.base,
-        promotion=lineage.promotion,
-        policy=policy,
-        promotion_policy=promotion_policy,
-        gate=gate,
-        evidence=tuple(evidence),
-        alarms=tuple(alarms),
-    )
+    return VerifiedRelease.of(data, head, release, lineage, (policy, promotion_policy), gate, evidence, alarms)
 
 
 def verify_bundle(bundle: Bundle, release: VerifiedRelease, keyring: VerifiedKeyring) -> VerifiedBundle:

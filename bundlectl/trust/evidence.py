@@ -73,6 +73,12 @@ class Refused:
 
     digest: str
     why: str
+    elsewhere: bool = False
+    """It is meant for another environment, as it should be: nothing is wrong with it."""
+
+
+class Elsewhere(VerificationFailed):
+    """An approval or override that is meant for another environment."""
 
 
 def open_evidence(
@@ -105,7 +111,7 @@ def open_evidence(
     predicate = _predicate(statement, what)
     if isinstance(predicate, Approval | Override):
         if environment is not None and predicate.environment != environment:
-            raise VerificationFailed(f"{what} is for {predicate.environment}, not for {environment}.")
+            raise Elsewhere(f"{what} is for {predicate.environment}, not for {environment}.")
         environment = predicate.environment
     roles = SIGNER_ROLES[kind]
     able = {
@@ -146,7 +152,8 @@ def gather_evidence(
         try:
             counted.append(open_evidence(envelope, bundle, app, environment, keyring))
         except VerificationFailed as error:
-            refused.append(Refused(_name(envelope), " ".join(part for part in (error.what, error.why) if part)))
+            why = " ".join(part for part in (error.what, error.why) if part)
+            refused.append(Refused(_name(envelope), why, isinstance(error, Elsewhere)))
     return counted, refused
 
 

@@ -257,3 +257,20 @@ def test_every_json_output_is_one_value(live: Workspace) -> None:
         ran = live.warm(*argv, "-o", "json")
         assert isinstance(json.loads(ran.out), dict)
         assert ran.err == ""
+
+
+def test_an_import_for_another_app_is_wrong_usage(live: Workspace, tmp_path: Path) -> None:
+    layout = f"oci:{tmp_path / 'layout'}"
+    live.warm("export", f"{APP}:prod", layout)
+    ran = live.warm("import", layout, "--app", "other", code=2)
+    assert f"a bundle of {APP}, not of other" in ran.err
+    live.warm("import", layout, "--app", APP)
+
+
+def test_an_approval_for_elsewhere_is_not_worth_a_line(tmp_path: Path) -> None:
+    work = Workspace.at(tmp_path, live=True)
+    work.next_version()
+    work.warm("promote", ".", "--to", "dev", "--reason", "first")
+    work.warm("approve", f"{APP}:dev", "--for", "prod", "--reason", "looks good")
+    ran = work.warm("promote", f"{APP}:dev", "--to", "dev", "--reason", "again", "--plan")
+    assert "set aside" not in ran.err + ran.out
