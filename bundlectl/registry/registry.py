@@ -21,7 +21,7 @@ from bundlectl.registry.pack import pack, unpack
 from bundlectl.registry.releases import Releases
 from bundlectl.storage.ahead import ReadAhead
 from bundlectl.storage.parallel import in_parallel
-from bundlectl.storage.store import KeyMissing, Store, Stored, Tag
+from bundlectl.storage.store import KeyMissing, OutcomeUnknown, Store, Stored, SwapLost, Tag
 from bundlectl.trust.envelope import envelope_bytes, parse_envelope
 
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
@@ -254,7 +254,18 @@ class Registry:
             SwapLost: someone else was first.
             OutcomeUnknown: it may have landed.
         """
-        return self.store.swap(layout.index_pointer_key(app, index), data, expected)
+        key = layout.index_pointer_key(app, index)
+        try:
+            return self.store.swap(key, data, expected)
+        except (SwapLost, OutcomeUnknown):
+            # Ours may be what is there: its reply was lost, or it was sent twice.
+            try:
+                found = self.store.get(key)
+            except KeyMissing:
+                found = None
+            if found is None or found.data != data:
+                raise
+            return found.tag
 
     # ------------------------------------------------------------ names
 
