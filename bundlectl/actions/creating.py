@@ -262,7 +262,7 @@ def _result(wanted: Wanted, stacks: Stacks, plans: Sequence[tuple[_Stack, Change
         costs.append("1 key for the bucket, billed by the month and, with a bucket key, by few requests")
     if signers:
         costs.append(f"{len(signers)} signing keys, billed by the month and by the signature; --no-keys makes none")
-    costs.append("versions are kept and billed until gc deletes them")
+    costs.append("versions are kept and billed until a lifecycle rule of yours expires them")
     if wanted.object_lock:
         costs.append("Object Lock holds index text and receipts too: keep what must be erasable in another bucket")
     return CreatedRegistry(

@@ -77,8 +77,8 @@ def kept_bundles(ctx: Context, keyring: VerifiedKeyring, app: str, retention: Re
             reports = frozenset(_reports(parse_head(entry.data, why)[0].evidence))
             for bundle in _named(entry.release):
                 before = kept.get(bundle)
-                own = reports if bundle == entry.release.bundle else frozenset()
-                kept[bundle] = Kept(bundle, before.why if before else why, own | (before.reports if before else own))
+                own, told = (reports, why) if bundle == entry.release.bundle else (frozenset(), f"named by {why}")
+                kept[bundle] = Kept(bundle, before.why if before else told, own | (before.reports if before else own))
     for bundle in ctx.registry.bundles(app):
         if bundle not in kept:
             newest = _last_attested(ctx.registry, app, bundle)
@@ -142,7 +142,7 @@ def _kept_releases(
             count += 1
         if until is not None and count >= releases and until < since:
             return
-        yield entry, f"live as {where}" if until is None else where
+        yield entry, f"{where}, {'which is live' if until is None else 'which is kept'}"
         newer = entry
     if newer is None:
         check_witness(witness, None, None, app, environment)

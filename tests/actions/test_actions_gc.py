@@ -19,12 +19,13 @@ from bundlectl.model.collecting import GcState
 from bundlectl.model.errors import BackendUnavailable, Conflict, UsageError, VerificationFailed
 from bundlectl.model.keyring import Gate
 from bundlectl.registry.collecting import needs_of, read_marks, spare
-from bundlectl.registry.layout import gc_key, head_key, history_key, index_pointer_key
+from bundlectl.registry.layout import gc_key, head_key, history_key, index_folder
 from bundlectl.registry.registry import Registry
 from bundlectl.storage.faults import Fault, FaultKind, FaultyStore
 from bundlectl.storage.memory import MemoryStore
-from bundlectl.storage.store import Store, Tag
+from bundlectl.storage.store import Store, Tag, open_store
 from tests.support.ceremony import Ceremony
+from tests.support.workspace import Workspace
 
 APP = "support"
 GATES = {"dev": Gate(), "prod": Gate()}
@@ -275,14 +276,13 @@ def test_where_the_past_is_not_whole_nothing_is_collected(ceremony: Ceremony) ->
     assert collect(ceremony, delete=False).step == "mark"
 
 
-def test_the_newest_snapshot_of_an_index_stays(work: Any) -> None:
-    ctx = work.context()
-    found = gc(ctx, "hello", retention=SHORT, delete=False)
-    assert found.step in ("nothing", "mark")
-    assert (
-        not any(key.startswith("indexes") for key in found.objects)
-        or work.registry.joinpath(index_pointer_key("hello", "help")).exists()
-    )
+def test_pinned_and_newest_snapshots_stay_and_other_tables_go(work: Workspace) -> None:
+    found = gc(work.context(), "hello", retention=SHORT)
+    assert (found.step, len(found.kept)) == ("nothing", 1), "every file of the index is reached"
+    index = next((work.registry / "apps" / "hello" / "indexes").iterdir()).name
+    store = open_store(str(work.registry))
+    store.create(f"{index_folder('hello', index)}/{'ab' * 32}/chunks.lance/data", b"of a snapshot that nothing pins")
+    assert gc(work.context(), "hello", retention=SHORT).objects == {"indexes": 1}
 
 
 def test_nonsense_is_refused(ceremony: Ceremony) -> None:
