@@ -151,8 +151,7 @@ class Follower:
         self._serving = bundle
         if self._candidate is not None and self._candidate[1] is bundle:
             self._tag = self._candidate[0]
-            assert self._keyring is not None
-            self._believed = self._keyring.version
+            self._believed = self.keyring.version
         self._candidate = None
         return self._save()
 
@@ -233,23 +232,19 @@ class Follower:
 
     def _advance(self) -> None:
         """Take the keyrings that follow. One that does not follow is reported and stops nothing."""
-        assert self._keyring is not None
-        before = self._keyring.version
+        keyring = self.keyring
+        before = keyring.version
         self._keyring_asked = self._clock()
         self._refused_keyring = ()
         try:
-            while (data := self._registry.keyring_bytes(self._keyring.version + 1)) is not None:
-                self._keyring = next_keyring(self._keyring, data)
+            while (data := self._registry.keyring_bytes(keyring.version + 1)) is not None:
+                keyring = self._keyring = next_keyring(keyring, data)
                 self._chain = [*self._chain, data]
         except VerificationFailed as error:
             # Told until it is asked again: once in ten minutes would be missed by whoever looks at the status.
-            self._refused_keyring = (
-                f"Keyring {self._keyring.version + 1} is refused: {error.what} {error.why}".strip(),
-            )
-        if self._keyring.version > before and self._state is not None:
-            self._state = self._state.model_copy(
-                update={"keyring": self._keyring.version, "keyring_digest": self._keyring.digest}
-            )
+            self._refused_keyring = (f"Keyring {keyring.version + 1} is refused: {error.what} {error.why}".strip(),)
+        if keyring.version > before and self._state is not None:
+            self._state = self._state.model_copy(update={"keyring": keyring.version, "keyring_digest": keyring.digest})
             problem = self._save()
             if problem is not None:
                 self._doubts.append(problem)

@@ -199,8 +199,7 @@ class Resolver(Generic[T]):
         if self._prepared is not None:
             return
         if recalled is None:
-            assert problem is not None  # without one, _look has prepared something
-            raise problem
+            raise problem or self._absent
         await self._serve(recalled, "last_good")
         # Judged again by the newest keyring, which the look may have fetched although head was refused.
         await self._look()
@@ -293,5 +292,6 @@ class Resolver(Generic[T]):
             self._on_event(Event(kind, message, self._clock(), error))
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
-        assert self._executor is not None, "start() was not awaited, or stop() was"
+        if self._executor is None:
+            raise RuntimeError(f"{self.name} does not follow: start() was not awaited, or stop() was")
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)

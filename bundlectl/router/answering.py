@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from pydantic_core import from_json
 
+from bundlectl.inference.provider import ModelReply
 from bundlectl.model.canonical import digest
 from bundlectl.model.contract import Citation
 from bundlectl.model.receipt import GuardRecord, ValidationRecord
@@ -52,9 +53,8 @@ async def invoke(run: Run) -> None:
 
 async def guard_output(run: Run) -> None:
     """Inspect the answer and its quotes. Objects are inspected as parsed: an escape hides no address."""
-    assert run.reply is not None
     guard = run.profile.output
-    text = run.reply.text
+    text = _reply(run).text
     if run.task.format == "text":
         outcome = guard.apply(text)
         _note(run, outcome)
@@ -104,8 +104,9 @@ def validate_output(run: Run) -> str | None:
     if run.task.format == "text":
         run.validation = ValidationRecord(outcome="not_checked", errors=_errors(run))
         return None
-    checked, invocation = run.checked, _invocation(run)
-    assert checked is not None and run.reply is not None
+    checked, invocation, reply = run.checked, _invocation(run), _reply(run)
+    if checked is None:
+        raise RuntimeError(f"request {run.id}: the answer is to be validated, and was not guarded")
     if checked.outcome != "invalid":
         outcome = "asked_again" if run.asked_again else checked.outcome
         run.validation = ValidationRecord(outcome=outcome, errors=_errors(run))
@@ -114,7 +115,7 @@ def validate_output(run: Run) -> str | None:
     run.validation = ValidationRecord(outcome="invalid", errors=places)
     if run.asked_again < run.task.repair and invocation.may_ask_again:
         run.asked_again += 1
-        invocation.ask_again(run.reply.text, "; ".join(checked.errors))
+        invocation.ask_again(reply.text, "; ".join(checked.errors))
     else:
         run.asked_again = 0
         invocation.fall_back(invalid=True)
@@ -155,8 +156,16 @@ async def stream_text(run: Run) -> AsyncGenerator[str, None]:
 
 
 def _invocation(run: Run) -> Invocation:
-    assert run.invocation is not None
+    """Give the prepared calls; a stage out of order is a defect, and answers nothing."""
+    if run.invocation is None:
+        raise RuntimeError(f"request {run.id}: no route was chosen yet")
     return run.invocation
+
+
+def _reply(run: Run) -> ModelReply:
+    if run.reply is None:
+        raise RuntimeError(f"request {run.id}: no model has answered yet")
+    return run.reply
 
 
 def _note(run: Run, outcome: GuardOutcome) -> None:
@@ -167,8 +176,7 @@ def _note(run: Run, outcome: GuardOutcome) -> None:
 
 def _take_citations(run: Run, output: object) -> None:
     """Map citations to packed passages; quotes are matched as written, and released as the guard lets them."""
-    assert run.reply is not None
-    found, run.unknown_citations = cited(output, run.reply.citations, run.passages)
+    found, run.unknown_citations = cited(output, _reply(run).citations, run.passages)
     citations: list[Citation] = []
     for citation in found:
         if citation.quote is not None:

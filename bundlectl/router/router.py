@@ -135,8 +135,7 @@ class Router:
         """
         outcome = await self.handle(request, identity)
         if outcome.answer is None:
-            assert outcome.error is not None
-            raise outcome.error
+            raise _failure(outcome)
         return outcome.answer
 
     async def handle(self, request: Request, identity: Identity, compiled: Compiled | None = None) -> Outcome:
@@ -286,10 +285,15 @@ class _InStage:
         return False
 
 
+def _failure(outcome: Outcome) -> BundlectlError:
+    if outcome.error is None:
+        raise RuntimeError(f"request {outcome.receipt.id} ended with neither an answer nor an error")
+    return outcome.error
+
+
 def error_body(outcome: Outcome) -> dict[str, Any]:
     """Give the JSON object of an outcome without an answer."""
-    error = outcome.error
-    assert error is not None
+    error = _failure(outcome)
     return {
         "error": error.code,
         "message": error.what,
