@@ -406,7 +406,7 @@ test that proves it (`tests/aws/test_aws_iam_matrix.py`), which fails where the 
 
 ## What proved it
 
-Each cell was tried as allowed and as refused. No stand-in is faithful, so each judges what it can:
+Every role tried every cell. No stand-in is faithful, so each judges what it can:
 
 | proof | what it is | what it judges |
 | --- | --- | --- |
