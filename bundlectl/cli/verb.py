@@ -19,7 +19,8 @@ RegistryOption = Annotated[
     typer.Option(
         "--registry",
         metavar="URI",
-        help="The registry: a folder, s3://bucket/prefix or ssm:/bundlectl/NAME [env: BUNDLECTL_REGISTRY; default: .bundlectl/registry]",
+        help="The registry: a folder, s3://bucket/prefix or ssm:/bundlectl/NAME "
+        "[env: BUNDLECTL_REGISTRY; default: .bundlectl/registry]",
         show_default=False,
     ),
 ]

@@ -174,7 +174,9 @@ def _one_of_each(ranked: Sequence[Scored]) -> list[Scored]:
 
 
 class ExtractiveProvider:
-    """Quotes the best sentence of each of the three best passages with citations, or refuses when the passages hold too little of the question.
+    """Quotes the best sentence of each of the three best passages, with citations.
+
+    It refuses when the passages hold too little of the question.
 
     Args:
         min_score: the least :attr:`Ranking.support`, from 0 (always quote) to 1.
