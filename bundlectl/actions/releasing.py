@@ -14,13 +14,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import expect_trust, open_current_policy, open_trust, registry_id, releases_of
+from bundlectl.inference.fitting import misfits
 from bundlectl.model.attestation import PAYLOAD_TYPE as STATEMENT_PAYLOAD_TYPE
 from bundlectl.model.attestation import RELEASE, Envelope
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical
 from bundlectl.model.errors import BackendUnavailable, NotFound, UsageError, VerificationFailed
-from bundlectl.model.fitting import misfits
 from bundlectl.model.keyring import Gate, Role
 from bundlectl.model.reference import EnvironmentReference
 from bundlectl.model.release import MAX_SERIAL, Action, Head, Release, RollbackTarget

@@ -15,6 +15,7 @@ import aiohttp
 from bundlectl.inference.aws import AwsService, event_of, open_service, path_part, read_frames
 from bundlectl.inference.aws_session import aws_session
 from bundlectl.inference.chat import ChatStream, ServerSentEvents, chat_body, chat_reply
+from bundlectl.inference.fitting import sagemaker_misfits
 from bundlectl.inference.http import deadline, failures, read_json
 from bundlectl.inference.provider import Delta, ModelCall, ModelReply, Provider
 from bundlectl.inference.streaming import stream_reply, whole_of
@@ -104,11 +105,12 @@ def open_sagemaker(
         NotFound: there are no credentials.
         BackendUnavailable: who gives the credentials cannot be reached.
     """
-    if binding.credential is not None:
+    problems = sagemaker_misfits(name, binding)
+    if problems:
         raise UsageError(
-            f"Model {name} is bound to a credential, and SageMaker takes none.",
-            why="Its requests are signed with the AWS credentials of this process.",
-            fix=f"Remove models.{name}.credential.",
+            f"What is bound to model {name} does not fit a SageMaker endpoint.",
+            why="; ".join(problems),
+            fix=f"Correct models.{name} in the environment's file.",
         )
     service = open_service(http, "sagemaker-runtime", region=binding.region, endpoint=binding.base_url, environ=environ)
     if binding.async_input is None:
@@ -117,12 +119,6 @@ def open_sagemaker(
             endpoint=binding.endpoint,
             inference_component=binding.inference_component,
             target_variant=binding.target_variant,
-        )
-    if binding.inference_component is not None or binding.target_variant is not None:
-        raise UsageError(
-            f"Model {name} is bound to an asynchronous endpoint and to a part of it.",
-            why="Asynchronous endpoints choose neither inference components nor variants by request.",
-            fix=f"Remove models.{name}.inference_component and target_variant, or async_input.",
         )
     from bundlectl.inference.sagemaker_async import SageMakerAsyncProvider, requests_place
 

@@ -1,27 +1,9 @@
-"""Whether bindings fit a bundle: a bundle holds logical names, and bindings speak of them."""
+"""Which bindings go with an earlier bundle: a bundle holds logical names, and bindings speak of them."""
 
 from __future__ import annotations
 
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Components
-
-
-def misfits(bindings: Bindings, parts: Components) -> list[str]:
-    """Say what keeps a bundle from being served with bindings; empty: nothing that can be told without a network."""
-    indexes = {retrieval.index for retrieval in parts.retrieval.values()}
-    problems = [
-        f"they name the {what} {name}, which the bundle does not have (it has {', '.join(sorted(known)) or 'none'})"
-        for what, named, known in (
-            ("model", {*bindings.models, *bindings.disabled_models}, set(parts.models)),
-            ("index", set(bindings.indexes), indexes),
-        )
-        for name in sorted(named - known)
-    ]
-    for name in sorted({route.model for route in parts.routes.routes.values()} - set(bindings.disabled_models)):
-        bound = bindings.models.get(name)
-        if parts.models[name].provider == "openai" and (bound is None or bound.base_url is None):
-            problems.append(f"the model {name} has no base_url, and is not among disabled_models")
-    return problems
 
 
 def returning(live: Bindings, then: Bindings, parts: Components) -> tuple[Bindings, list[str]]:

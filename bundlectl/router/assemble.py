@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bundlectl.inference.credentials import resolve_credential
+from bundlectl.inference.fitting import provider_misfits
 from bundlectl.inference.prices import PriceBook, open_price_book
 from bundlectl.inference.provider import Provider
 from bundlectl.model.bindings import Bindings, Limit, ModelBinding
@@ -301,19 +302,21 @@ def make_provider(
         from bundlectl.inference.extractive import ExtractiveProvider
 
         return ExtractiveProvider()
+    problems = provider_misfits(name, model, binding, guards)
+    if problems:
+        raise UsageError(
+            f"Model {name} cannot be reached as it is bound in this environment.",
+            why="; ".join(problems),
+            fix=f"Correct models.{name} in the environment's file, e.g. its base_url: https://vllm.internal/v1; "
+            f"or list {name} in disabled_models.",
+        )
     if world.session is None:
         raise UsageError(f"Model {name} is reached over HTTP, and no HTTP session was opened for it.")
     credential = resolve_credential(binding.credential, world.environ) if binding.credential else None
     if model.provider == "openai":
         from bundlectl.inference.openai import OpenAIProvider
 
-        if binding.base_url is None:
-            raise UsageError(
-                f"Model {name} has no address in this environment.",
-                why="Where texts are sent is never guessed.",
-                fix=f"Bind models.{name}.base_url, e.g. https://vllm.internal/v1, or list {name} in disabled_models.",
-            )
-        return OpenAIProvider(world.session, binding.base_url, credential)
+        return OpenAIProvider(world.session, binding.base_url or "", credential)
     if model.provider == "bedrock":
         from bundlectl.inference.bedrock import open_bedrock
 

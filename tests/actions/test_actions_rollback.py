@@ -14,9 +14,11 @@ from bundlectl.actions.promote import promote
 from bundlectl.actions.renew import renew
 from bundlectl.actions.rollback import rollback
 from bundlectl.actions.status import history
-from bundlectl.model.bindings import Bindings
+from bundlectl.inference.fitting import misfits, provider_misfits
+from bundlectl.model.bindings import Bindings, ModelBinding
+from bundlectl.model.components import Model
 from bundlectl.model.errors import NotFound, UsageError
-from bundlectl.model.fitting import misfits, returning
+from bundlectl.model.fitting import returning
 from bundlectl.model.reference import EnvironmentReference
 from bundlectl.model.release import Release
 from tests.support.workspace import APP, Workspace
@@ -152,3 +154,15 @@ def test_a_bundle_whose_evaluation_is_old_comes_back_with_a_warning(work: Worksp
     done = rollback(ctx, f"{APP}:staging", reason="bad answers")
     assert done.released.bundle != second
     assert all(check.warning or check.verdict == "pass" for check in done.checks)
+
+
+def test_bindings_are_judged_by_every_providers_rules() -> None:
+    model = Model(provider="sagemaker", model="own-llm")
+    wrong = ModelBinding(credential="env:KEY", async_input="s3://bucket/in", target_variant="blue")
+    credential, part = provider_misfits("own", model, wrong, {})
+    assert "takes none" in credential and "target_variant" in part
+    assert provider_misfits("own", model, ModelBinding(region="eu-west-1"), {}) == []
+    bedrock = Model(provider="bedrock", model="amazon.nova-lite-v1:0")
+    assert provider_misfits("own", bedrock, ModelBinding(), {}) == [], "the region may be the router's own"
+    assert "guards.bedrock" in provider_misfits("own", bedrock, ModelBinding(), {"bedrock": {"id": ""}})[0]
+    assert "base_url" in provider_misfits("own", Model(provider="openai", model="x"), ModelBinding(), {})[0]
