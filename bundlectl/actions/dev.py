@@ -32,7 +32,7 @@ from bundlectl.model.contract import Answer
 from bundlectl.model.documents import IndexSource
 from bundlectl.model.errors import BundlectlError, NotFound, UsageError, VerificationFailed
 from bundlectl.model.receipt import Receipt
-from bundlectl.retrieval.documents import read_documents
+from bundlectl.retrieval.documents import included_files, read_documents
 from bundlectl.retrieval.index import build_index, open_index, snapshot_digest
 from bundlectl.router.assemble import Compiled, OpenIndex, World, assemble
 from bundlectl.router.identity import LOCAL
@@ -95,6 +95,7 @@ class _Loop:
         self._settings = settings
         self._show = show
         self._watched: list[Path] = []
+        self._indexed: dict[Path, IndexSource] = {}
         self._current: tuple[str, Bundle, Compiled] | None = None
         self._scores: EvaluationResult | None = None
 
@@ -154,7 +155,8 @@ class _Loop:
         suite = self._settings.suite
         beside = list(suite.parent.glob("*")) if suite is not None else []
         found = {}
-        for file in {*files, *self._watched, *beside}:
+        included = [path for at, source in self._indexed.items() for path in included_files(source, at)]
+        for file in {*files, *self._watched, *beside, *included}:
             try:
                 stat = file.stat()
             except OSError:
@@ -270,6 +272,7 @@ class _Loop:
         base = (file.parent / source.base).resolve()
         # Of every index: a bundle may search more than one. A file that is gone is passed over when it is looked at.
         self._watched = sorted({*self._watched, *(base / document.key for document in documents)})
+        self._indexed = {**self._indexed, file: source}  # the watcher may be reading it in its thread
         folder = self._ctx.workspace / "dev" / "indexes"
         snapshot = build_index(
             source.index,

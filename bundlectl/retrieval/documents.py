@@ -83,6 +83,13 @@ def read_documents(index_source: IndexSource, file: Path) -> list[Document]:
     return documents
 
 
+def included_files(index_source: IndexSource, file: Path) -> set[Path]:
+    """Give the files that an index source that was read includes by now; ``file`` as for :func:`read_documents`."""
+    base = (file.parent / index_source.base).resolve()
+    patterns = [pattern for entry in index_source.sources for pattern in entry.include]
+    return {path for pattern in patterns for path in base.glob(pattern) if not path.is_dir()}
+
+
 def _included(entry: IndexSourceEntry, number: int, base: Path, file: Path, problems: list[Problem]) -> Iterator[str]:
     """Give the keys of one entry's files; a pattern that matches nothing is a problem, not an empty index."""
     keys: set[str] = set()
