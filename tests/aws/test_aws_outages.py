@@ -1,0 +1,105 @@
+"""S3 down, slow, throttled or denied under the verbs and under ``serve``: named as such with exit 6, and it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from bundlectl.actions.promote import promote
+from bundlectl.actions.rollback import rollback
+from bundlectl.model.errors import BackendUnavailable
+from bundlectl.registry.registry import Registry
+from bundlectl.storage.aws import Patience, open_client
+from bundlectl.storage.directory import DirectoryStore
+from bundlectl.storage.s3 import S3Store
+from bundlectl.storage.store import open_store
+from tests.acceptance.attacker import Asking, complaints, until
+from tests.acceptance.serving import Client, Serving
+from tests.support.aws import Fault, Proxy, stand_in
+from tests.support.ceremony import Ceremony
+from tests.support.workspace import Workspace
+from tests.support.world import tiny_bundle
+
+OUTAGES = {
+    "denied": (Fault(403, code="AccessDenied"), "s3:GetObject"),
+    "throttled": (Fault(503, code="SlowDown"), "SlowDown"),
+    "down": (Fault("cut_before"), "s3"),
+    "slow": (Fault("hold", seconds=1.0), "s3"),
+}
+READ = 0.4
+
+
+class Place:
+    """A registry in S3 behind a proxy that can break every call."""
+
+    def __init__(self, folder: Path, proxy: Proxy, bucket: str) -> None:
+        clock = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+        self.ceremony = Ceremony(folder, clock=clock)
+        self.bundles = [self.ceremony.world.bundle(text) for text in ("v1", "v2")]
+        for bundle in self.bundles:
+            self.ceremony.world.promote("prod", bundle)
+        self.proxy, self.bucket = proxy, bucket
+        self.url = f"s3://{bucket}/registry"
+        local, store = DirectoryStore(self.ceremony.registry), open_store(self.url)
+        for key in local.list(""):
+            store.create(key, local.get(key).data)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    aws = stand_in("moto")
+    for name, value in aws.environ.items():
+        monkeypatch.setenv(name, value)
+    with Proxy(aws) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        yield Place(tmp_path, proxy, aws.bucket("outages"))
+
+
+@pytest.mark.parametrize("name", OUTAGES)
+def test_verbs_say_what_is_wrong(place: Place, name: str) -> None:
+    fault, word = OUTAGES[name]
+    store = S3Store(
+        place.bucket, "registry", client=open_client("s3", connect=READ, read=READ), patience=Patience(1.0, READ)
+    )
+    place.proxy.script = lambda method, path, number: fault
+    context = place.ceremony.context()
+    context.__dict__["registry"] = Registry(store)
+    reference = f"support@{place.bundles[0].digest}"
+    for verb in (
+        lambda: promote(context, reference, environment="prod", reason="x"),
+        lambda: rollback(context, "support:prod", reason="x"),
+    ):
+        with pytest.raises(BackendUnavailable) as caught:
+            verb()
+        assert caught.value.exit_code == 6
+        assert word in f"{caught.value.what} {caught.value.why}"
+    place.proxy.script = lambda method, path, number: Fault()
+    done = promote(context, reference, environment="prod", reason="it is back").released
+    assert done is not None
+    assert done.serial == 3
+
+
+def test_serving_goes_on(place: Place) -> None:
+    argv = ("support:prod", "--port", "0", "--poll", "0.1", "--registry", place.url)
+    server = Serving(Workspace(place.ceremony.folder), *argv)
+    try:
+        client = Client(server.port())
+        with Asking(client) as asking:
+            place.proxy.script = lambda method, path, number: OUTAGES["denied"][0]
+            assert until(lambda: OUTAGES["denied"][1] in complaints(client), 20), complaints(client)
+            for name in ("throttled", "down", "slow"):  # told only at the deadline of a call, as the verbs do above
+                fault = OUTAGES[name][0]
+                place.proxy.script = lambda method, path, number, fault=fault: fault  # type: ignore[misc]
+                time.sleep(1.5)
+            place.proxy.script = lambda method, path, number: Fault()
+            assert until(lambda: not complaints(client), 40), complaints(client)
+        assert server.stop() == 0
+        assert (asking.failed, set(asking.bundles)) == ([], {tiny_bundle("v2").digest})
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.wait()
