@@ -274,3 +274,11 @@ def test_an_approval_for_elsewhere_is_not_worth_a_line(tmp_path: Path) -> None:
     work.warm("approve", f"{APP}:dev", "--for", "prod", "--reason", "looks good")
     ran = work.warm("promote", f"{APP}:dev", "--to", "dev", "--reason", "again", "--plan")
     assert "set aside" not in ran.err + ran.out
+
+
+def test_a_denied_question_without_scopes_names_the_option(live: Workspace) -> None:
+    ask = ("ask", f"{APP}:prod", "--tenant", "acme", "--role", "nobody", "Why?")
+    denied = live.warm(*ask)
+    assert "access_denied" in denied.out and "asked for every scope of the task" in denied.err
+    assert "--scope" in denied.err
+    assert "--scope" not in live.warm(*ask, "--scope", "public").err

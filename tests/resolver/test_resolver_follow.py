@@ -422,3 +422,8 @@ async def test_stop_ends_a_slow_poll(rig: Rig) -> None:
     started = asyncio.get_running_loop().time()
     await resolver.stop()
     assert asyncio.get_running_loop().time() - started < 2
+
+
+async def test_who_was_not_started_follows_nothing(rig: Rig) -> None:
+    with pytest.raises(RuntimeError, match="start"):
+        await rig.resolver().poll_now()
