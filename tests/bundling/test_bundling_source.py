@@ -136,9 +136,7 @@ def test_missing_and_misspelt_field_suggests_the_missing_one(full: Path) -> None
     line = edit(full, BUNDLE, "    prompt: prompts/answer.yaml", "    promt: prompts/answer.yaml")
     first, second = problems(full)
     assert str(first) == f"{full}/bundle.yaml:{line - 1}: 'prompt' is missing in tasks.answer"
-    assert str(second) == (
-        f"{full}/bundle.yaml:{line}: unknown field 'promt' in tasks.answer (did you mean 'prompt'?)"
-    )
+    assert str(second) == (f"{full}/bundle.yaml:{line}: unknown field 'promt' in tasks.answer (did you mean 'prompt'?)")
 
 
 def test_a_longer_circle_is_named_at_each_of_its_steps(full: Path) -> None:
@@ -275,8 +273,7 @@ def test_policy_that_errors(full: Path) -> None:
     policy = full / "access" / "extra" / "more.cedar"
     text = policy.read_text()
     policy.write_text(
-        text
-        + '\nforbid (principal, action, resource) when { 9223372036854775807 + 1 > 0 && resource.task == "x" };\n'
+        text + '\nforbid (principal, action, resource) when { 9223372036854775807 + 1 > 0 && resource.task == "x" };\n'
     )
     found = problems(full)
     assert {problem.file for problem in found} == {str(full / CASES)}

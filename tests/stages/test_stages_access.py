@@ -15,9 +15,7 @@ from bundlectl.stages.errors import PolicyError
 
 EXAMPLE = Path(__file__).parents[2] / "bundles" / "support" / "access"
 PERMIT_ALL = "permit (principal, action, resource);"
-CASES = [
-    AccessCase(name=name, task="t", tenant="a", role="r", profile="p", expect="allow") for name in ("one", "two")
-]
+CASES = [AccessCase(name=name, task="t", tenant="a", role="r", profile="p", expect="allow") for name in ("one", "two")]
 
 
 def compile_texts(*policies: str | bytes, schema: str = VOCABULARY, cases=None) -> AccessPolicy:

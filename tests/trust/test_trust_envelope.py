@@ -250,9 +250,7 @@ def test_a_key_must_be_of_the_scheme_it_says() -> None:
     with pytest.raises(VerificationFailed, match="kind"):
         check_public_key(PublicKey(scheme="ecdsa-p256-sha256", public=other_curve))
     with pytest.raises(VerificationFailed, match="cannot be read"):
-        check_public_key(
-            PublicKey(scheme="ed25519", public="-----BEGIN PUBLIC KEY-----\n?\n-----END PUBLIC KEY-----")
-        )
+        check_public_key(PublicKey(scheme="ed25519", public="-----BEGIN PUBLIC KEY-----\n?\n-----END PUBLIC KEY-----"))
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,7 @@ def test_each_fact(facts: dict[str, Any], name: str, verdict: Verdict, says: str
     assert found.verdict == verdict, found
     assert says in found.why
     assert (
-        found.verdict == "pass"
-        or name in ("bytes", "blocked", "soak", "lint:floating", "rollback-target")
-        or found.fix
+        found.verdict == "pass" or name in ("bytes", "blocked", "soak", "lint:floating", "rollback-target") or found.fix
     )
 
 
@@ -259,9 +257,7 @@ def test_blocked_evidence_is_left_out_and_said() -> None:
 def test_fixes_are_commands_about_this_bundle() -> None:
     checks = judge(situation(FULL, attested=opened(KEYRING, [provenance("builder-1")]), live={}, confirmed=None))
     reference = f"{APP}@{BUNDLE[:19]}"
-    assert check(checks, "evaluation:support").fix.startswith(
-        f"bundlectl eval {reference} --suite evals/support.yaml"
-    )
+    assert check(checks, "evaluation:support").fix.startswith(f"bundlectl eval {reference} --suite evals/support.yaml")
     assert check(checks, "approvals").fix.startswith(f"bundlectl approve {reference} --for prod")
     assert check(checks, "soak").fix == f"bundlectl promote {reference} --to staging --reason TEXT"
     assert check(checks, "confirm").fix == "--confirm prod"
@@ -273,9 +269,7 @@ def test_the_gates_of_a_new_app() -> None:
     assert verdict_of(judge(situation(gates["dev"], environment="dev", **bare))) == "pass"
     staging = judge(situation(gates["staging"], environment="staging", **bare))
     assert check(staging, "evaluation:support").verdict == "inconclusive"
-    assert (
-        verdict_of(judge(situation(gates["staging"], environment="staging", **{**bare, "attested": GOOD}))) == "pass"
-    )
+    assert verdict_of(judge(situation(gates["staging"], environment="staging", **{**bare, "attested": GOOD}))) == "pass"
     assert verdict_of(judge(situation(gates["prod"]))) == "pass"
     missing: dict[str, Any]
     for missing in ({"attested": []}, {"live": {}}, {"confirmed": None}):
