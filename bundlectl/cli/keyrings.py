@@ -93,10 +93,14 @@ def register(app: typer.Typer) -> None:
 
 def initialised(out: Console, result: Initialised) -> None:
     """Print what a new registry consists of."""
-    out.print(f"registry {result.registry}", markup=False)
-    out.print(f"pin      {result.registry_id} (in {result.pin_file})", markup=False)
-    for key in result.keys:
-        out.print(f"key      {key}", markup=False)
+    from os.path import relpath
+
+    out.print(f"registry  {result.registry}", markup=False)
+    out.print(f"pin       {result.registry_id}", markup=False)
+    out.print(f"  kept in {relpath(result.pin_file)}", markup=False)
+    folders = sorted({relpath(Path(key).parent) for key in result.keys})
+    roles = ", ".join(Path(key).stem for key in result.keys)
+    out.print(f"keys      {len(result.keys)} in {', '.join(folders)}: {roles}", markup=False)
 
 
 def _generated(out: Console, result: GeneratedKey) -> None:

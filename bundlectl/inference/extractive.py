@@ -165,12 +165,15 @@ def _idf(frequency: int, rows: int) -> float:
 
 
 def _one_of_each(ranked: Sequence[Scored]) -> list[Scored]:
-    """Give the best sentence of each of the best passages: three places to look at, not three lines of one."""
+    """Give the best sentence of each of the best passages: three places to look at, not three lines of one.
+
+    They come in the order in which the search ranked their passages, which knows more than one sentence does.
+    """
     best: dict[int, Scored] = {}
     for one in ranked:
         if one.coverage > 0 and len(best) < SENTENCES:
             best.setdefault(one.passage.n, one)
-    return list(best.values())
+    return sorted(best.values(), key=lambda one: one.passage.n)
 
 
 class ExtractiveProvider:
