@@ -24,9 +24,10 @@ from typing import Generic, Protocol, TypeVar
 
 from bundlectl.evaluation.journal import Journal
 from bundlectl.evaluation.report import CaseResult, Row
-from bundlectl.evaluation.scorers.score import Score, Scorer, failed, score_case
+from bundlectl.evaluation.scorers.score import Sample, Score, Scorer, failed, score_case
 from bundlectl.evaluation.scorers.table import make_scorers
 from bundlectl.evaluation.suite import LoadedSuite, request_of
+from bundlectl.inference.provider import Passage
 from bundlectl.model.components import Output
 from bundlectl.model.contract import Answer, Request
 from bundlectl.model.errors import BundlectlError
@@ -54,6 +55,11 @@ class Answered(Protocol):
     @property
     def receipt(self) -> Receipt:
         """The record of how it came."""
+        ...
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        """What was packed into the prompt."""
         ...
 
 
@@ -373,10 +379,8 @@ class _One(Generic[Identity]):
         if attempt.error is not None or answered is None or answered.answer is None:
             why = attempt.error or NO_ANSWER
             return {key: failed(why) for key, scorer in self.scorers.items() if scorer.applies(case)}
-        answer, receipt = answered.answer, answered.receipt
-        scores = {
-            key: score_case(scorer, case, answer, receipt, attempt.seconds) for key, scorer in self.scorers.items()
-        }
+        sample = Sample(case, answered.answer, answered.receipt, attempt.seconds, answered.passages)
+        scores = {key: score_case(scorer, sample) for key, scorer in self.scorers.items()}
         return {key: score for key, score in scores.items() if score is not None}
 
 

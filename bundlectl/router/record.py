@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundlectl import __version__
+from bundlectl.inference.provider import Passage
 from bundlectl.model.contract import Answer, Cost, Degraded, Usage
 from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
@@ -29,12 +30,16 @@ STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request. ``answer`` is ``None`` when there is an ``error``: nothing could answer it."""
+    """What became of a request. ``answer`` is ``None`` when there is an ``error``: nothing could answer it.
+
+    ``passages``: what was packed into the prompt; its text is in neither answer nor receipt.
+    """
 
     answer: Answer | None
     receipt: Receipt
     status: int
     error: BundlectlError | None = None
+    passages: tuple[Passage, ...] = ()
 
 
 def conclude(run: Run) -> Outcome:
@@ -53,7 +58,7 @@ def conclude(run: Run) -> Outcome:
     receipt = _receipt(run, usage, cost, degraded, replied=replied, answered=answered)
     if run.error is not None:
         key = "contract" if run.error.code == "contract" else "unavailable"
-        return Outcome(None, receipt, STATUS[key], run.error)
+        return Outcome(None, receipt, STATUS[key], run.error, run.passages)
     answer = Answer(
         output=run.output if answered else None,
         format="structured_json" if run.task.format == "structured_json" else "text",
@@ -67,7 +72,7 @@ def conclude(run: Run) -> Outcome:
         cost=cost,
         receipt=run.id,
     )
-    return Outcome(answer, receipt, STATUS[run.refused.code if run.refused else "answered"])
+    return Outcome(answer, receipt, STATUS[run.refused.code if run.refused else "answered"], passages=run.passages)
 
 
 def _together(parts: list[Usage]) -> Usage:

@@ -13,6 +13,7 @@ from typing import Any
 from bundlectl.evaluation.report import CaseResult
 from bundlectl.evaluation.scorers.score import Score
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
+from bundlectl.inference.provider import Passage
 from bundlectl.model.contract import Answer, Citation, Cost, Degraded, Refused, ReleaseRef, Request
 from bundlectl.model.receipt import Attempt, Receipt, RetrievalRecord, UsedChunk
 from bundlectl.model.suite import Case
@@ -104,6 +105,7 @@ def receipt(
 class Outcome:
     answer: Answer | None
     receipt: Receipt
+    passages: tuple[Passage, ...] = ()
 
 
 @dataclass

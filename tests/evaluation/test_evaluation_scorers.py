@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundlectl.evaluation.scorers.score import Score, score_case
+from bundlectl.evaluation.scorers.score import Sample, Score, score_case
 from bundlectl.evaluation.scorers.table import KINDS, make_scorer
 from bundlectl.model.components import Output
 from bundlectl.model.suite import Scorer as Line
@@ -21,7 +21,7 @@ SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "requi
 def given_score(line: dict[str, Any], a_case: Any, an_answer: Any, a_receipt: Any = None, seconds: float = 1.0) -> Any:
     output = Output(format="structured_json", schema_=SCHEMA)
     scorer = make_scorer(Line.model_validate(line), output)
-    return score_case(scorer, a_case, an_answer, a_receipt or receipt(), seconds)
+    return score_case(scorer, Sample(a_case, an_answer, a_receipt or receipt(), seconds))
 
 
 def value(*args: Any, **kwargs: Any) -> float | None:
@@ -184,7 +184,7 @@ def test_json_schema() -> None:
     own = {"name": "json_schema", "options": {"schema": {"type": "object", "required": ["citations"]}}}
     assert value(own, plain, answer({"answer": "x"})) == 0
     nothing = make_scorer(Line(name="json_schema"), Output())
-    assert score_case(nothing, plain, answer({}), receipt(), 1.0) == Score(
+    assert score_case(nothing, Sample(plain, answer({}), receipt(), 1.0)) == Score(
         outcome="unmeasured", why="neither the bundle's task nor the scorer's options have a schema"
     )
 
@@ -209,7 +209,7 @@ class Giving:
     def applies(self, a_case: Any) -> bool:
         return True
 
-    def score(self, a_case: Any, an_answer: Any, a_receipt: Any, seconds: float) -> Score:
+    def score(self, sample: Any) -> Score:
         if isinstance(self.gives, Exception):
             raise self.gives
         return Score.model_construct(value=self.gives, outcome="measured", why="")
@@ -217,13 +217,13 @@ class Giving:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -0.01, 1.01, None])
 def test_a_score_that_is_no_number_from_0_to_1_is_an_error(bad: Any) -> None:
-    score = score_case(Giving(bad), case(), answer(), receipt(), 1.0)
+    score = score_case(Giving(bad), Sample(case(), answer(), receipt(), 1.0))
     assert score is not None and score.outcome == "error" and score.value is None
 
 
 @pytest.mark.parametrize("error", [KeyError("secret"), ValueError("secret"), TypeError("x"), ZeroDivisionError()])
 def test_a_scorer_that_raises_is_an_error_that_quotes_nothing(error: Exception) -> None:
-    score = score_case(Giving(error), case(), answer(), receipt(), 1.0)
+    score = score_case(Giving(error), Sample(case(), answer(), receipt(), 1.0))
     assert score == Score(outcome="error", why=f"the scorer broke: {type(error).__name__}")
 
 

@@ -7,9 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bundlectl.evaluation.scorers.score import Score, measured
-from bundlectl.model.contract import Answer
-from bundlectl.model.receipt import Receipt
+from bundlectl.evaluation.scorers.score import Sample, Score, measured
 from bundlectl.model.suite import Case
 from bundlectl.model.types import Strict
 
@@ -26,10 +24,10 @@ class Refusal:
         """Cases with ``expected.refusal``."""
         return case.expected.refusal is not None
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+    def score(self, sample: Sample) -> Score:
         """Compare the codes; a wrong kind of refusal is wrong."""
-        wanted = case.expected.refusal or "an answer"
-        got = answer.refused.code if answer.refused is not None else "an answer"
+        wanted = sample.case.expected.refusal or "an answer"
+        got = sample.answer.refused.code if sample.answer.refused is not None else "an answer"
         return measured(1) if got == wanted else measured(0, f"expected {wanted}, got {got}")
 
 
@@ -44,11 +42,12 @@ class Forbidden:
         """Cases with at least one of ``expected.forbidden_documents``."""
         return bool(case.expected.forbidden_documents)
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+    def score(self, sample: Sample) -> Score:
         """Look for each."""
-        retrieved = {chunk.document for chunk in receipt.retrieval.chunks} if receipt.retrieval is not None else set()
-        cited = {citation.document for citation in answer.citations}
-        leaked = sorted((retrieved | cited) & set(case.expected.forbidden_documents or []))
+        retrieval = sample.receipt.retrieval
+        retrieved = {chunk.document for chunk in retrieval.chunks} if retrieval is not None else set()
+        cited = {citation.document for citation in sample.answer.citations}
+        leaked = sorted((retrieved | cited) & set(sample.case.expected.forbidden_documents or []))
         return measured(0, "reached: " + ", ".join(leaked)) if leaked else measured(1)
 
 
@@ -68,8 +67,8 @@ class Latency:
         """Every case."""
         return True
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+    def score(self, sample: Sample) -> Score:
         """Compare."""
-        if seconds <= self.options.seconds:
+        if sample.seconds <= self.options.seconds:
             return measured(1)
-        return measured(0, f"{seconds:.3f} s, over {self.options.seconds:g} s")
+        return measured(0, f"{sample.seconds:.3f} s, over {self.options.seconds:g} s")

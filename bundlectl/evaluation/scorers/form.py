@@ -7,9 +7,7 @@ from typing import Any
 import jsonschema_rs
 from pydantic import Field
 
-from bundlectl.evaluation.scorers.score import Score, measured, unmeasured
-from bundlectl.model.contract import Answer
-from bundlectl.model.receipt import Receipt
+from bundlectl.evaluation.scorers.score import Sample, Score, measured, unmeasured
 from bundlectl.model.suite import Case
 from bundlectl.model.types import Strict
 
@@ -33,15 +31,15 @@ class JsonSchema:
         """Cases that want an answer (no refusal is expected), and not as plain text."""
         return not case.expected.refusal and case.response_format != "text"
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+    def score(self, sample: Sample) -> Score:
         """Validate."""
         if self._validator is None:
             return unmeasured("neither the bundle's task nor the scorer's options have a schema")
-        if answer.refused is not None:
-            return measured(0, f"refused: {answer.refused.code}")
-        if answer.degraded is not None:
+        if sample.answer.refused is not None:
+            return measured(0, f"refused: {sample.answer.refused.code}")
+        if sample.answer.degraded is not None:
             return measured(0, "a fallback answered")
-        first = next(iter(self._validator.iter_errors(answer.output)), None)
+        first = next(iter(self._validator.iter_errors(sample.answer.output)), None)
         if first is None:
             return measured(1)
         return measured(0, "does not fit /" + "/".join(str(part) for part in first.schema_path))

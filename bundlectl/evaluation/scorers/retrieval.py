@@ -27,9 +27,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bundlectl.evaluation.scorers.score import Score, measured, unmeasured
-from bundlectl.model.contract import Answer
-from bundlectl.model.receipt import Receipt, UsedChunk
+from bundlectl.evaluation.scorers.score import Sample, Score, measured, unmeasured
+from bundlectl.model.receipt import UsedChunk
 from bundlectl.model.suite import Case, ExpectedDocument
 from bundlectl.model.types import Strict
 
@@ -90,14 +89,14 @@ class RetrievalScorer:
         """Cases that expect at least one document. An empty list says that no document answers."""
         return bool(case.expected.documents)
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+    def score(self, sample: Sample) -> Score:
         """Rank, look, compute."""
-        if receipt.retrieval is None:
-            if answer.refused is not None:
-                return measured(0, f"refused before the search: {answer.refused.code}")
+        if sample.receipt.retrieval is None:
+            if sample.answer.refused is not None:
+                return measured(0, f"refused before the search: {sample.answer.refused.code}")
             return unmeasured("this task searches nothing")
-        chunks = ranking(receipt.retrieval.chunks, packed=self.options.packed)
-        found = look(chunks, case.expected.documents or [], by=self.by, k=self.k)
+        chunks = ranking(sample.receipt.retrieval.chunks, packed=self.options.packed)
+        found = look(chunks, sample.case.expected.documents or [], by=self.by, k=self.k)
         why = "" if found.met == found.wanted else f"{found.met} of {found.wanted} in the first {self.k}"
         return measured(self.formula(found), why)
 

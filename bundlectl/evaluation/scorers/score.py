@@ -9,10 +9,12 @@ or a one, and neither ever helps a verdict.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
+from bundlectl.inference.provider import Passage
 from bundlectl.model.contract import Answer
 from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
@@ -54,22 +56,30 @@ def failed(why: str) -> Score:
     return Score(outcome="error", why=why)
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answered case.
+
+    ``case``: what was asked, and what a right answer shows. ``receipt``: the record of how the answer came.
+    ``seconds``: wall time from request to answer. ``passages``: what was packed into the prompt, with its text.
+    """
+
+    case: Case
+    answer: Answer
+    receipt: Receipt
+    seconds: float
+    passages: tuple[Passage, ...] = ()
+
+
 class Scorer(Protocol):
-    """Measures one thing. Pure: the same case, answer and receipt give the same score."""
+    """Measures one thing. Pure: equal samples give equal scores."""
 
     def applies(self, case: Case) -> bool:
         """Say whether the case expects what this scorer measures. Depends on the case alone."""
         ...
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
-        """Score a case that the scorer applies to.
-
-        Args:
-            case: what was asked, and what a right answer shows.
-            answer: what came.
-            receipt: the record of how it came.
-            seconds: wall time from request to answer.
-        """
+    def score(self, sample: Sample) -> Score:
+        """Score the sample of a case that the scorer applies to."""
         ...
 
 
@@ -77,12 +87,12 @@ _FORESEEN = (ArithmeticError, AttributeError, BundlectlError, LookupError, Runti
 """What a scorer raises when an answer has a shape it was not made for."""
 
 
-def score_case(scorer: Scorer, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score | None:
+def score_case(scorer: Scorer, sample: Sample) -> Score | None:
     """Score a case; ``None`` when the scorer does not apply. A scorer that raises makes an error, never a value."""
-    if not scorer.applies(case):
+    if not scorer.applies(sample.case):
         return None
     try:
-        given = scorer.score(case, answer, receipt, seconds)
+        given = scorer.score(sample)
     except _FORESEEN as error:
         # The message may quote the answer, so only its type is kept.
         return failed(f"the scorer broke: {type(error).__name__}")

@@ -12,9 +12,8 @@ from typing import Any
 
 import re2
 
-from bundlectl.evaluation.scorers.score import Score, measured
+from bundlectl.evaluation.scorers.score import Sample, Score, measured
 from bundlectl.model.contract import Answer
-from bundlectl.model.receipt import Receipt
 from bundlectl.model.suite import Case
 from bundlectl.model.types import Strict
 
@@ -49,12 +48,12 @@ class Exact:
         """Cases with ``expected.exact``."""
         return case.expected.exact is not None
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+    def score(self, sample: Sample) -> Score:
         """Compare."""
-        text = text_of(answer, self.options.field)
+        text = text_of(sample.answer, self.options.field)
         if text is None:
-            return _no_text(answer, self.options.field)
-        same = text.strip() == (case.expected.exact or "").strip()
+            return _no_text(sample.answer, self.options.field)
+        same = text.strip() == (sample.case.expected.exact or "").strip()
         return measured(1) if same else measured(0, "the text differs")
 
 
@@ -68,12 +67,12 @@ class Contains:
         """Cases with at least one string in ``expected.contains``."""
         return bool(case.expected.contains)
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+    def score(self, sample: Sample) -> Score:
         """Count."""
-        text = text_of(answer, self.options.field)
+        text = text_of(sample.answer, self.options.field)
         if text is None:
-            return _no_text(answer, self.options.field)
-        wanted = case.expected.contains or []
+            return _no_text(sample.answer, self.options.field)
+        wanted = sample.case.expected.contains or []
         inside = _folded(text)
         found = sum(_folded(part) in inside for part in wanted)
         return measured(found / len(wanted), "" if found == len(wanted) else f"{found} of {len(wanted)} occur")
@@ -93,12 +92,12 @@ class Regex:
         """Cases with ``expected.regex``."""
         return case.expected.regex is not None
 
-    def score(self, case: Case, answer: Answer, receipt: Receipt, seconds: float) -> Score:
+    def score(self, sample: Sample) -> Score:
         """Search."""
-        text = text_of(answer, self.options.field)
+        text = text_of(sample.answer, self.options.field)
         if text is None:
-            return _no_text(answer, self.options.field)
-        found = compiled(case.expected.regex or "").search(text) is not None
+            return _no_text(sample.answer, self.options.field)
+        found = compiled(sample.case.expected.regex or "").search(text) is not None
         return measured(1) if found else measured(0, "the pattern is not found")
 
 
