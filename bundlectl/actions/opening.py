@@ -177,17 +177,18 @@ def resolve_bundle(ctx: Context, reference: str | Reference) -> tuple[str, str]:
     return app, bundle.digest
 
 
-def live_or_former(ctx: Context, ref: EnvironmentReference) -> Entry:
+def live_or_former(ctx: Context, ref: EnvironmentReference, keyring: VerifiedKeyring | None = None) -> Entry:
     """Give the release an environment reference names, verified: people approve and promote what it names.
 
     What is live is judged by the resolver's rules, past its expiry or not; a former release as of when it was live.
+    ``keyring`` is root's newest word, where it was opened already.
 
     Raises:
         NotFound: nothing is live there, or the serial never was.
         VerificationFailed: the release does not verify, or an older head was put back.
     """
     witness = ctx.locate().witness(ref.app, ref.environment) if ref.serial is None else None
-    releases, keyring = releases_of(ctx), open_trust(ctx)
+    releases, keyring = releases_of(ctx), keyring or open_trust(ctx)
     where = {"app": ref.app, "environment": ref.environment, "registry_id": registry_id(keyring)}
     if ref.serial is not None:
         entry = releases.release_at(ref.app, ref.environment, ref.serial)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from bundlectl.actions.context import Context
-from bundlectl.actions.opening import expect_trust, releases_of, resolve_bundle
+from bundlectl.actions.opening import expect_trust, live_or_former, open_trust, releases_of, resolve_bundle
 from bundlectl.actions.releasing import (
     Released,
     Standing,
@@ -33,12 +35,14 @@ from bundlectl.model.verdict import Verdict
 from bundlectl.registry.collecting import refuse_marked
 from bundlectl.registry.layout import gc_key, head_key, pack_key, referrers_prefix
 from bundlectl.registry.registry import check_app
+from bundlectl.registry.releases import Entry
 from bundlectl.resolver.keyrings import open_chain
 from bundlectl.resolver.trusted import VerifiedRelease
 from bundlectl.trust import gate as gates
 from bundlectl.trust.abroad import Abroad, is_release
 from bundlectl.trust.evidence import Attested, current_evidence, gather_evidence
 from bundlectl.trust.gate import Check, Situation, judge, verdict_of
+from bundlectl.trust.keyring import VerifiedKeyring
 
 
 class PlannedCheck(Strict):
@@ -109,15 +113,22 @@ def promote(
         VerificationFailed: stored bytes or signatures are not what they must be.
     """
     _foresee(ctx, reference, environment)
-    app, bundle_digest = resolve_bundle(ctx, reference)
-    standing = stand(ctx, app, environment, foresee=lambda live: _read_because_of(live, bundle_digest))
+    keyring, seen = _named_by_environment(ctx, reference)
+    app, bundle_digest = (seen.release.app, seen.release.bundle) if seen else resolve_bundle(ctx, reference)
+    ctx.registry.store.expect(pack_key(app, bundle_digest))
+    ctx.registry.store.expect_list(referrers_prefix(app, bundle_digest))
+    foresee = functools.partial(_read_because_of, bundle=bundle_digest, seen=seen)
+    standing = stand(ctx, app, environment, keyring=keyring, foresee=foresee)
     bundle = ctx.registry.get_bundle(app, bundle_digest)
     check_app(bundle, app)
-    refuse_marked(ctx.registry.store, app, bundle)
+    soaking = _soaking(ctx, standing, seen)
+    if soaking.bundle != bundle.digest:
+        # What is live there is reached, so gc does not delete it: that is known without reading what is marked.
+        refuse_marked(ctx.registry.store, app, bundle)
     bindings, bindings_from = _bindings(reference, environment, bindings_file, standing)
-    evidence, brought = _evidence(ctx, standing, bundle.digest)
+    evidence, brought = _evidence(ctx, standing, soaking, bundle.digest)
     target = _rollback_target(ctx, standing, bundle)
-    situation = _situation(ctx, standing, bundle, evidence, brought, target, confirmed)
+    situation = _situation(ctx, standing, bundle, soaking, evidence, brought, target, confirmed)
     checks = judge(situation)
     plan = _plan(standing, bundle, bindings, bindings_from, target, checks)
     if expected_plan is not None:
@@ -156,21 +167,33 @@ def _foresee(ctx: Context, reference: str, environment: str) -> None:
     ref = parse_reference(reference)
     if isinstance(ref, EnvironmentReference):
         ctx.locate((ref.app, environment), (ref.app, ref.environment))
+        expect_trust(ctx)
+        ctx.registry.store.expect(head_key(ref.app, environment), head_key(ref.app, ref.environment))
     elif isinstance(ref, BundleReference):
         ctx.locate((ref.app, environment))
-        ctx.registry.store.expect(gc_key(ref.app))
-    if isinstance(ref, BundleReference) and len(ref.hex_prefix) == 64:
-        bundle = f"sha256:{ref.hex_prefix}"
-        ctx.registry.store.expect(pack_key(ref.app, bundle), head_key(ref.app, environment))
-        ctx.registry.store.expect_list(referrers_prefix(ref.app, bundle))
-        expect_trust(ctx)
 
 
-def _read_because_of(live: VerifiedRelease, bundle: str) -> list[str]:
+def _named_by_environment(ctx: Context, reference: str) -> tuple[VerifiedKeyring | None, Entry | None]:
+    """Give what is live in the environment that names the bundle, verified and the newest; None if none names it.
+
+    Beside it the keyring that it was verified by.
+    """
+    ref = parse_reference(reference)
+    if not isinstance(ref, EnvironmentReference) or ref.serial is not None:
+        return None, None
+    keyring = open_trust(ctx)
+    return keyring, live_or_former(ctx, ref, keyring)
+
+
+def _read_because_of(live: VerifiedRelease, bundle: str, seen: Entry | None) -> list[str]:
     """Give what the gate will look at: the rollback target, and the environment that it is to have soaked in."""
     app, former = live.release.app, live.release.rollback_target
     soak = live.gate.soak
-    keys = [head_key(app, soak.environment)] if soak and soak.registry is None else []
+    keys = []
+    if soak is None or soak.registry is not None:
+        keys = [gc_key(app)]
+    elif seen is None or seen.release.environment != soak.environment:
+        keys = [head_key(app, soak.environment)]
     if live.release.bundle != bundle:
         keys.append(pack_key(app, live.release.bundle))
     elif former is not None:
@@ -196,12 +219,16 @@ def _bindings(reference: str, environment: str, file: Path | None, standing: Sta
     return Bindings(), "none"
 
 
-def _evidence(ctx: Context, standing: Standing, bundle: str) -> tuple[list[Attested], list[Envelope]]:
+def _evidence(
+    ctx: Context, standing: Standing, soaking: _Soaking, bundle: str
+) -> tuple[list[Attested], list[Envelope]]:
     """Read what is attested about the bundle; say what does not count, unless it is only meant for elsewhere.
 
+    What lies beside the bundle decides, newest or not; a head that was read anyway spares reading it again.
     Beside it: the releases of other registries that a copy brought. They are no evidence about a bundle.
     """
-    envelopes = [envelope for _, _, envelope in ctx.registry.attestations(standing.app, bundle)]
+    held = [*soaking.carried, *(standing.live.head.evidence if standing.live else ())]
+    envelopes = [envelope for _, _, envelope in ctx.registry.attestations(standing.app, bundle, held=held)]
     brought = [envelope for envelope in envelopes if is_release(envelope)]
     envelopes = [envelope for envelope in envelopes if envelope not in brought]
     counted, refused = gather_evidence(envelopes, bundle, standing.app, standing.environment, standing.keyring)
@@ -257,6 +284,7 @@ def _situation(
     ctx: Context,
     standing: Standing,
     bundle: Bundle,
+    soaking: _Soaking,
     evidence: Sequence[Attested],
     brought: Sequence[Envelope],
     target: RollbackTarget | None,
@@ -274,7 +302,7 @@ def _situation(
         bytes_present=True,
         snapshots=pinned_snapshots(bundle),
         lint=tuple((finding.rule, finding.message) for finding in lint(bundle.components)),
-        live=live_in_soak_environment(ctx, standing),
+        live=soaking.live,
         abroad=_abroad(ctx, standing, brought),
         rollback_target=gates.RollbackTarget(
             bundle=target.bundle if target else None,
@@ -286,26 +314,40 @@ def _situation(
     )
 
 
-def live_in_soak_environment(ctx: Context, standing: Standing) -> dict[str, tuple[str, datetime]] | None:
-    """Give what is live, and since when, in the environment that the gate asks to have soaked in.
+@dataclass(frozen=True)
+class _Soaking:
+    """What is live, and since when, in the environment that the gate asks to have soaked in.
 
-    None where that environment's head does not verify or was put back: then nothing is known of it, and only pass
-    passes.
+    ``live`` is None where that environment's head does not verify or was put back: then nothing is known of it, and
+    only pass passes. ``bundle`` is what is live there, if that is known. ``carried`` is the evidence in its head,
+    believed in nothing here.
     """
+
+    live: dict[str, tuple[str, datetime]] | None
+    bundle: str | None = None
+    carried: Sequence[Envelope] = ()
+
+
+def _soaking(ctx: Context, standing: Standing, seen: Entry | None) -> _Soaking:
+    """Look where the gate asks for a soak; ``seen``: what is live in some environment, where that was read already."""
     soak = standing.gate.soak
     if soak is None or soak.registry is not None:
-        return {}
+        return _Soaking({})
     releases = releases_of(ctx)
     try:
-        head = releases.read_head(standing.app, soak.environment)
-        if head is None:
-            return {}
-        found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
-        releases.check_newest(standing.app, soak.environment, head)
+        if seen is not None and seen.release.environment == soak.environment:
+            found = current(seen.data, standing.app, soak.environment, standing.keyring, standing.now)
+        else:
+            head = releases.read_head(standing.app, soak.environment)
+            if head is None:
+                return _Soaking({})
+            found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
+            releases.check_newest(standing.app, soak.environment, head)
     except VerificationFailed as error:
         ctx.reporter.warn(f"{standing.app}:{soak.environment} does not verify: {error.what}")
-        return None
-    return {soak.environment: (found.release.bundle, found.release.since)}
+        return _Soaking(None)
+    release = found.release
+    return _Soaking({soak.environment: (release.bundle, release.since)}, release.bundle, found.head.evidence)
 
 
 def _since(standing: Standing, bundle: str) -> datetime:

@@ -28,12 +28,17 @@ _TIMES = ("finished", "time", "startedOn", "finishedOn")
 """Fields of predicates that say when something was attested."""
 
 
+LEAST = timedelta(days=1)
+"""What was live within it is kept whatever is asked for: promote relies on it, and reads no mark of what is live."""
+
+
 @dataclass(frozen=True)
 class Retention:
     """What is kept of each environment's past: the newest ``releases``, and what was live within ``window``.
 
-    Renewals are not counted. The window is also that of receipts: what answered within it can be explained and
-    replayed. A bundle that was never released is kept for as long after it was last built, evaluated or approved.
+    The window is a day at least. Renewals are not counted. The window is also that of receipts: what answered
+    within it can be explained and replayed. A bundle that was never released is kept for as long after it was last
+    built, evaluated or approved.
     """
 
     releases: int = 10
@@ -42,7 +47,7 @@ class Retention:
     def since(self, now: datetime) -> datetime:
         """Give when the window begins."""
         try:
-            return now - timedelta(seconds=seconds(self.window))
+            return now - max(timedelta(seconds=seconds(self.window)), LEAST)
         except (ValueError, OverflowError) as error:
             raise UsageError(f"{self.window!r} is no time to keep.", why=str(error), fix="--keep-for 90d") from error
 

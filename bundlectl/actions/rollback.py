@@ -28,7 +28,7 @@ from bundlectl.model.fitting import returning
 from bundlectl.model.reference import parse_environment
 from bundlectl.model.release import RollbackTarget
 from bundlectl.model.types import Strict
-from bundlectl.registry.layout import head_key, history_key, pack_key
+from bundlectl.registry.layout import history_key, pack_key
 from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry
 from bundlectl.resolver.trusted import VerifiedRelease
@@ -119,15 +119,14 @@ def rollback(ctx: Context, reference: str, *, reason: str, confirmed: str | None
 
 
 def _read_because_of(live: VerifiedRelease, serial: int | None) -> list[str]:
-    """Give what a rollback reads: the promotion that it returns to and its bundle, and what it warns of."""
+    """Give what a rollback reads because of what is live: the promotion that it returns to, and its bundle."""
     release, target = live.release, live.release.rollback_target
-    keys = [head_key(release.app, live.gate.soak.environment)] if live.gate.soak else []
     if serial is not None:
-        return [*keys, history_key(release.app, release.environment, release.epoch, serial)]
+        return [history_key(release.app, release.environment, release.epoch, serial)]
     if target is None:
-        return keys
+        return []
     former = history_key(release.app, release.environment, target.epoch, target.serial)
-    return [*keys, former, pack_key(release.app, target.bundle)]
+    return [former, pack_key(release.app, target.bundle)]
 
 
 def _promotion(ctx: Context, standing: Standing, live: VerifiedRelease, serial: int | None) -> Entry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from bundlectl.model.attestation import Envelope
 from bundlectl.model.bundle import EMPTY_BYTES, EMPTY_DIGEST, Bundle, component_type, open_bundle, open_manifest
@@ -173,10 +173,16 @@ class Registry:
         put_immutable(self.store, layout.referrer_key(app, bundle, kind, name), data)
         return name
 
-    def attestations(self, app: str, bundle: str) -> list[tuple[str, str, Envelope]]:
+    def attestations(self, app: str, bundle: str, *, held: Iterable[Envelope] = ()) -> list[tuple[str, str, Envelope]]:
         """Give what is attested about a bundle, as (kind, digest, envelope), sorted by kind and digest.
 
         Signatures are not checked; the kind is only where it lies.
+
+        Args:
+            app: whose bundle.
+            bundle: its digest.
+            held: envelopes that were read before, from wherever. One whose bytes have the digest of what lies here
+                is the same bytes, and is not read again; whether it lies here, the list says.
 
         Raises:
             VerificationFailed: one has other bytes than its name says, or is no envelope.
@@ -184,7 +190,9 @@ class Registry:
         prefix = layout.referrers_prefix(app, bundle)
         found: list[tuple[str, str, Envelope]] = []
         keys = list(self.store.list(prefix))
-        self.store.expect(*keys)
+        known = {digest(data): data for data in _bytes_of(held)}
+        named = {key: "sha256:" + key.rpartition("/")[2] for key in keys}
+        self.store.expect(*(key for key in keys if named[key] not in known))
         for key in keys:
             kind, _, name = key.removeprefix(prefix).partition("/")
             if re.fullmatch(r"[0-9a-f]{64}", name) is None:
@@ -193,8 +201,8 @@ class Registry:
                     why="Only bundlectl writes here, and it names files by their digest.",
                     fix="Find out who put it there, and remove it.",
                 )
-            data = check_digest(self.store.get(key).data, f"sha256:{name}", key)
-            found.append((kind, f"sha256:{name}", parse_envelope(data, key)))
+            data = known.get(named[key]) or check_digest(self.store.get(key).data, named[key], key)
+            found.append((kind, named[key], parse_envelope(data, key)))
         return found
 
     # ------------------------------------------------------------ keyrings and policies
@@ -318,6 +326,14 @@ def _following(read: Callable[[int], bytes | None], version: int) -> list[bytes]
     while (data := read(version + len(found) + 1)) is not None:
         found.append(data)
     return found
+
+
+def _bytes_of(envelopes: Iterable[Envelope]) -> Iterator[bytes]:
+    for envelope in envelopes:
+        try:
+            yield envelope_bytes(envelope)
+        except VerificationFailed:
+            continue  # not canonical, so nothing is stored that is it
 
 
 def _names(store: Store, prefix: str) -> list[str]:

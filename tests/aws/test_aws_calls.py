@@ -10,10 +10,11 @@ import pytest
 from tests.benchmarks import aws_calls
 
 AT_MOST = {
-    "promote, first": 17,
-    "promote, known": 16,
-    "rollback, first": 10,
-    "rollback, known": 9,
+    "promote, first": 14,
+    "promote, known": 13,
+    "promote, by environment": 13,
+    "rollback, first": 9,
+    "rollback, known": 8,
     "status, known": 11,
     "cold resolve": 5,
     "unchanged poll": 1,
