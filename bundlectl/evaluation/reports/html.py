@@ -16,7 +16,8 @@ from typing import Final
 
 from bundlectl.evaluation.dataset import tags_of
 from bundlectl.evaluation.report import CaseResult
-from bundlectl.evaluation.reports.material import Material, clean, moved, name_of, number, state_of, timed
+from bundlectl.evaluation.reports.material import Material, clean, moved, name_of, number, state_of
+from bundlectl.evaluation.scorers.table import timed
 from bundlectl.model.contract import Answer
 from bundlectl.model.suite import Case
 
@@ -165,7 +166,7 @@ def _choice(name: str, every: str, values: Iterable[str], label: str = "") -> st
 
 def _row(material: Material, row: CaseResult, case: Case | None) -> str:
     beside = material.beside(row)
-    skip = timed(material.loaded)
+    skip = timed(material.loaded.suite.scorers)
     state, change = state_of(row), moved(row, beside, skip)
     low = [key for key, score in row.scores.items() if score.value is None or score.value < 1]
     must = row.id in material.result.must_pass_failed

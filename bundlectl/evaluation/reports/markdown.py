@@ -6,7 +6,8 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from bundlectl.evaluation.reports.material import Material, clean, moved, name_of, number, state_of, timed
+from bundlectl.evaluation.reports.material import Material, clean, moved, name_of, number, state_of
+from bundlectl.evaluation.scorers.table import timed
 
 MOST_WORST = 10
 MOST_CASES = 200
@@ -98,7 +99,7 @@ def _worst(material: Material) -> str:
 
 
 def _details(material: Material) -> str:
-    skip = timed(material.loaded)
+    skip = timed(material.loaded.suite.scorers)
     rows = []
     for row in material.report.cases:
         state, change = state_of(row), moved(row, material.beside(row), skip)

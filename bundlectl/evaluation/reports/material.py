@@ -73,11 +73,6 @@ def moved(row: CaseResult, beside: CaseResult | None, skip: frozenset[str] = fro
     return "mixed" if lost and won else "worse" if lost else "better" if won else "same"
 
 
-def timed(loaded: LoadedSuite) -> frozenset[str]:
-    """Give the keys of the suite's scorers of speed, which say nothing about one case."""
-    return frozenset(line.key for line in loaded.suite.scorers if line.name == "latency")
-
-
 def name_of(row: CaseResult) -> str:
     """Name a row: the case, and the repeat where it is not the first."""
     return row.id if row.repeat is None else f"{row.id} (repeat {row.repeat})"

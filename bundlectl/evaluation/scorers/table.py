@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bundlectl.evaluation.scorers.conduct import Forbidden, Latency, LatencyOptions, NoOptions, Refusal
+from bundlectl.evaluation.scorers import citations
+from bundlectl.evaluation.scorers.conduct import (
+    Cost,
+    CostOptions,
+    Forbidden,
+    Latency,
+    LatencyOptions,
+    NoOptions,
+    Refusal,
+)
 from bundlectl.evaluation.scorers.form import JsonSchema, SchemaOptions
+from bundlectl.evaluation.scorers.grounding import Groundedness, GroundingOptions
 from bundlectl.evaluation.scorers.retrieval import (
     Formula,
     RetrievalOptions,
@@ -19,6 +29,7 @@ from bundlectl.evaluation.scorers.retrieval import (
     recall,
 )
 from bundlectl.evaluation.scorers.score import Scorer
+from bundlectl.evaluation.scorers.spans import SpanOptions, SpanScorer, span_iou, span_precision, span_recall
 from bundlectl.evaluation.scorers.text import Contains, Exact, Regex, TextOptions
 from bundlectl.model.components import Output
 from bundlectl.model.suite import Scorer as ScorerLine
@@ -30,12 +41,14 @@ class Kind:
     """A kind of scorer.
 
     ``options``: what its ``options`` may hold. ``decides``: whether a must-pass case has to score 1 here unless
-    the suite says otherwise; not so where less than 1 is no failure.
+    the suite says otherwise; not so where less than 1 is no failure. ``timed``: it reads the clock, so that its score
+    says nothing about an answer that was given before.
     """
 
     options: type[Strict]
     make: Callable[[ScorerLine, Any, Output | None], Scorer]
     decides: bool = True
+    timed: bool = False
 
 
 def _text(make: Callable[[TextOptions], Scorer], line: ScorerLine, options: Any, output: Output | None) -> Scorer:
@@ -62,7 +75,7 @@ KINDS: Mapping[str, Kind] = {
     "retrieval_ndcg": Kind(RetrievalOptions, partial(_retrieval, ndcg), decides=False),
     "refusal": Kind(NoOptions, lambda line, options, output: Refusal()),
     "forbidden": Kind(NoOptions, lambda line, options, output: Forbidden()),
-    "latency": Kind(LatencyOptions, lambda line, options, output: Latency(options), decides=False),
+    "latency": Kind(LatencyOptions, lambda line, options, output: Latency(options), decides=False, timed=True),
 }
 """Every scorer there is."""
 
@@ -90,3 +103,18 @@ def make_scorers(lines: Sequence[ScorerLine], output: Output | None) -> dict[str
 def decides(line: ScorerLine) -> bool:
     """Say whether a must-pass case has to score 1 on this line."""
     return KINDS[line.name].decides if line.must_pass is None else line.must_pass
+
+
+def timed(lines: Sequence[ScorerLine]) -> frozenset[str]:
+    """Give the keys of the scorers that read the clock."""
+    return frozenset(line.key for line in lines if KINDS[line.name].timed)
+
+
+def demands_time(lines: Sequence[ScorerLine]) -> bool:
+    """Say whether a scorer that reads the clock takes part in the suite's verdict."""
+    keys = timed(lines)
+    return any(
+        line.key in keys
+        and (line.floor is not None or line.tags or line.margin is not None or line.tag_margins or line.must_pass)
+        for line in lines
+    )
