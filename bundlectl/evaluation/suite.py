@@ -127,11 +127,16 @@ def request_of(case: Case, suite: Suite, profile: str) -> Request:
 
 
 def group_of(case: Case) -> str:
-    """Give the group whose cases stand or fall together: ``group``, else the first document expected, else the case."""
+    """Give the group whose cases stand or fall together: ``group``, else the first document expected, else the case.
+
+    A case that expects spans and no documents is in the group of its first span's document.
+    """
     if case.group is not None:
         return case.group
     if case.expected.documents:
         return case.expected.documents[0].document
+    if case.expected.spans:
+        return case.expected.spans[0].document
     return f"case {case.id}"
 
 

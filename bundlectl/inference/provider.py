@@ -21,7 +21,8 @@ ErrorKind = Literal["throttled", "timeout", "unavailable", "refused", "invalid",
 class Passage:
     """A piece of a document as it was packed into the prompt. ``n`` counts from 1 and is how answers cite it.
 
-    ``updated`` is the document's own date where it has one; ``section`` is the heading path.
+    ``updated`` is the document's own date where it has one; ``section`` is the heading path. ``start`` and ``end``:
+    where ``text`` stands in the document of that ``version``, in characters; absent where that is not known.
     """
 
     n: int
@@ -31,6 +32,9 @@ class Passage:
     document: str
     chunk: str
     updated: str | None = None
+    version: str | None = None
+    start: int | None = None
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from bundlectl.model.types import Digest, Strict, Time
 class UsedChunk(Strict):
     """A chunk that was a candidate: its document version, its scores, its ranks (from 1), and whether it was packed.
 
-    ``digest`` is of the chunk's text and access labels, as the snapshot lists it.
+    ``digest`` is of the chunk's text and access labels, as the snapshot lists it. ``start`` and ``end``: where its text
+    stands in the document of that version, in characters; absent in receipts of versions that did not say.
     """
 
     chunk: str
@@ -23,6 +24,8 @@ class UsedChunk(Strict):
     rank: int
     reranked: int | None = None
     packed: bool
+    start: int | None = None
+    end: int | None = None
 
 
 class RetrievalRecord(Strict):
@@ -70,11 +73,15 @@ class Attempt(Strict):
 
 
 class GuardRecord(Strict):
-    """What a guard found: counts by finding name, and what it did."""
+    """What a guard found: counts by finding name, and what it did.
+
+    ``units``: what a managed guardrail bills for, by its own names; the answer's cost does not hold it.
+    """
 
     side: Literal["input", "output"]
     action: Literal["pass", "flag", "redact", "block"]
     findings: dict[str, int] = {}
+    units: dict[str, int] | None = None
 
 
 class ValidationRecord(Strict):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from bundlectl.model.types import Name, RelativePath, Strict
+from bundlectl.model.types import Digest, Name, RelativePath, Strict
 
 Margin = Annotated[float, Field(gt=0, le=1)]
 """A difference of mean scores, above 0."""
@@ -65,15 +65,45 @@ class ExpectedDocument(Strict):
     section: list[str] | None = None
 
 
+class ExpectedSpan(Strict):
+    """Characters of a document that answer the case: by their place, or as a quote.
+
+    ``start`` and ``end`` count characters of the document as it was indexed, ``end`` beyond the last; ``version`` is
+    the document's version that they count in, as receipts name it. ``text`` alone is looked for in what was retrieved;
+    beside offsets it is what has to stand there.
+    """
+
+    document: str
+    start: Annotated[int, Field(ge=0)] | None = None
+    end: Annotated[int, Field(ge=1)] | None = None
+    version: Digest | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _placed(self) -> ExpectedSpan:
+        if (self.start is None) != (self.end is None):
+            raise ValueError("a span has a start and an end, or neither")
+        if self.start is None or self.end is None:
+            if self.version is not None:
+                raise ValueError("a version is that of start and end, which are not there")
+            if self.text is None or not self.text.strip():
+                raise ValueError("a span has a start and an end, or a text")
+        elif self.start >= self.end:
+            raise ValueError("a span ends after it starts")
+        return self
+
+
 class Expected(Strict):
-    """What a right answer shows. Only what is given is scored."""
+    """What a right answer shows. Only what is given is scored. ``extra`` is for scorers of one's own."""
 
     documents: list[ExpectedDocument] | None = None
+    spans: list[ExpectedSpan] | None = None
     forbidden_documents: list[str] | None = None
     contains: list[str] | None = None
     exact: str | None = None
     regex: str | None = None
     refusal: Literal[False, "no_answer", "access_denied", "input_blocked", "output_blocked"] | None = None
+    extra: dict[str, Any] | None = None
 
     @field_validator("refusal", mode="before")
     @classmethod

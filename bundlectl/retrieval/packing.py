@@ -89,6 +89,9 @@ def pack(hits: Iterable[Hit], *, context_tokens: int, top: int) -> Packed:
             document=piece.chunk.document,
             chunk=piece.chunk.id,
             updated=piece.chunk.updated,
+            version=piece.chunk.version,
+            start=piece.start,
+            end=piece.end,
         )
         for n, piece in enumerate(pieces, start=1)
     )

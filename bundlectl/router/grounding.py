@@ -71,6 +71,8 @@ def pack_passages(run: Run) -> None:
                     rank=hit.rank,
                     reranked=hit.reranked,
                     packed=hit.chunk.id in packed.chunks,
+                    start=hit.chunk.start,
+                    end=hit.chunk.end,
                 )
                 for hit in run.hits
             ],

@@ -1,4 +1,4 @@
-"""Scorers for how a request was treated: refusal, forbidden, latency."""
+"""Scorers for how a request was treated: refusal, forbidden, latency, cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bundlectl.evaluation.scorers.score import Sample, Score, measured
+from bundlectl.evaluation.scorers.score import Sample, Score, measured, unmeasured
 from bundlectl.model.suite import Case
 from bundlectl.model.types import Strict
 
@@ -72,3 +72,32 @@ class Latency:
         if sample.seconds <= self.options.seconds:
             return measured(1)
         return measured(0, f"{sample.seconds:.3f} s, over {self.options.seconds:g} s")
+
+
+class CostOptions(Strict):
+    """``usd``: the bound, in US dollars a request."""
+
+    usd: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """1 when the request cost no more than the bound; else 0. The mean is the share that did.
+
+    The cost is that of the receipt, failed attempts among it. Where a price is not known it is unmeasured.
+    """
+
+    options: CostOptions
+
+    def applies(self, case: Case) -> bool:
+        """Every case."""
+        return True
+
+    def score(self, sample: Sample) -> Score:
+        """Compare."""
+        usd = sample.receipt.cost.usd
+        if usd is None:
+            return unmeasured("the price of a model that was called is not known")
+        if usd <= self.options.usd:
+            return measured(1)
+        return measured(0, f"{usd:.6f} USD, over {self.options.usd:g}")

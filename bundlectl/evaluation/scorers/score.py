@@ -9,8 +9,9 @@ or a one, and neither ever helps a verdict.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
@@ -25,12 +26,13 @@ from bundlectl.model.types import Strict
 class Score(Strict):
     """One scorer's word on one case. ``value`` in [0, 1], there exactly when ``outcome`` is measured.
 
-    ``why`` never quotes the question or the answer: it goes into reports that people pass around.
+    ``judge``: the model that judged, by the id that its provider returned. ``why`` never quotes the question or the answer: it goes into reports that people pass around.
     """
 
     value: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     outcome: Literal["measured", "unmeasured", "error"]
     why: str = ""
+    judge: str | None = None
 
     @model_validator(mode="after")
     def _value_if_measured(self) -> Score:
@@ -62,6 +64,7 @@ class Sample:
 
     ``case``: what was asked, and what a right answer shows. ``receipt``: the record of how the answer came.
     ``seconds``: wall time from request to answer. ``passages``: what was packed into the prompt, with its text.
+    ``beside``: what the baseline answered to the same case in the same run; None where there is none.
     """
 
     case: Case
@@ -69,6 +72,7 @@ class Sample:
     receipt: Receipt
     seconds: float
     passages: tuple[Passage, ...] = ()
+    beside: Answer | None = None
 
 
 class Scorer(Protocol):
@@ -83,6 +87,37 @@ class Scorer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A score that was waited for. ``usd``: what it cost, None where a price is not known."""
+
+    score: Score
+    usd: float | None = 0.0
+
+
+@runtime_checkable
+class AwaitedScorer(Protocol):
+    """Measures one thing by asking: a judge, or a library that works asynchronously."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that a score depends on besides the sample, as JSON: judge, parameters, rubric, versions of libraries.
+
+        Part of the key of the scoring cache and of what is signed; it holds no credential.
+        """
+        ...
+
+    def applies(self, case: Case) -> bool:
+        """Say whether the case expects what this scorer measures. Depends on the case alone."""
+        ...
+
+    async def weigh(self, sample: Sample) -> Weighed:
+        """Score the sample of a case that the scorer applies to."""
+        ...
+
+
+AnyScorer = Scorer | AwaitedScorer
+
 _FORESEEN = (ArithmeticError, AttributeError, BundlectlError, LookupError, RuntimeError, TypeError, ValueError)
 """What a scorer raises when an answer has a shape it was not made for."""
 
@@ -96,7 +131,26 @@ def score_case(scorer: Scorer, sample: Sample) -> Score | None:
     except _FORESEEN as error:
         # The message may quote the answer, so only its type is kept.
         return failed(f"the scorer broke: {type(error).__name__}")
-    if given.outcome == "measured":
-        # A score that was made past its checks (model_construct) is checked again: NaN would poison every mean.
-        return measured(math.nan if given.value is None else given.value, given.why)
-    return given
+    return _checked(given)
+
+
+async def weigh_case(scorer: AnyScorer, sample: Sample) -> Weighed | None:
+    """As :func:`score_case`, for scorers that have to be waited for as well."""
+    if not isinstance(scorer, AwaitedScorer):
+        score = score_case(scorer, sample)
+        return Weighed(score) if score is not None else None
+    if not scorer.applies(sample.case):
+        return None
+    try:
+        given = await scorer.weigh(sample)
+    except _FORESEEN as error:
+        return Weighed(failed(f"the scorer broke: {type(error).__name__}"), None)
+    return Weighed(_checked(given.score), given.usd)
+
+
+def _checked(given: Score) -> Score:
+    if given.outcome != "measured":
+        return given
+    # A score that was made past its checks (model_construct) is checked again: NaN would poison every mean.
+    checked = measured(math.nan if given.value is None else given.value, given.why)
+    return checked.model_copy(update={"judge": given.judge})

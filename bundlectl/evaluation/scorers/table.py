@@ -29,7 +29,14 @@ from bundlectl.evaluation.scorers.retrieval import (
     recall,
 )
 from bundlectl.evaluation.scorers.score import Scorer
-from bundlectl.evaluation.scorers.spans import SpanOptions, SpanScorer, span_iou, span_precision, span_recall
+from bundlectl.evaluation.scorers.spans import (
+    Overlap,
+    SpanOptions,
+    SpanScorer,
+    span_iou,
+    span_precision,
+    span_recall,
+)
 from bundlectl.evaluation.scorers.text import Contains, Exact, Regex, TextOptions
 from bundlectl.model.components import Output
 from bundlectl.model.suite import Scorer as ScorerLine
@@ -59,6 +66,16 @@ def _retrieval(formula: Formula, line: ScorerLine, options: Any, output: Output 
     return RetrievalScorer(formula, line.by, line.k, options)
 
 
+def _spans(formula: Callable[[Overlap], float], line: ScorerLine, options: Any, output: Output | None) -> Scorer:
+    return SpanScorer(formula, line.k, options)
+
+
+def _citations(
+    formula: Callable[[citations.Cited], float], line: ScorerLine, options: Any, output: Output | None
+) -> Scorer:
+    return citations.CitationScorer(formula, line.by)
+
+
 def _schema(line: ScorerLine, options: Any, output: Output | None) -> Scorer:
     own = output.schema_ if output is not None else None
     return JsonSchema(options.schema_ if options.schema_ is not None else own)
@@ -75,7 +92,17 @@ KINDS: Mapping[str, Kind] = {
     "retrieval_ndcg": Kind(RetrievalOptions, partial(_retrieval, ndcg), decides=False),
     "refusal": Kind(NoOptions, lambda line, options, output: Refusal()),
     "forbidden": Kind(NoOptions, lambda line, options, output: Forbidden()),
+    "span_recall": Kind(SpanOptions, partial(_spans, span_recall), decides=False),
+    "span_precision": Kind(SpanOptions, partial(_spans, span_precision), decides=False),
+    "span_iou": Kind(SpanOptions, partial(_spans, span_iou), decides=False),
+    "citation_correctness": Kind(NoOptions, partial(_citations, citations.correctness), decides=False),
+    "citation_recall": Kind(NoOptions, partial(_citations, citations.recall), decides=False),
+    "citation_coverage": Kind(
+        citations.CoverageOptions, lambda line, options, output: citations.Coverage(options), decides=False
+    ),
+    "groundedness": Kind(GroundingOptions, lambda line, options, output: Groundedness(options), decides=False),
     "latency": Kind(LatencyOptions, lambda line, options, output: Latency(options), decides=False, timed=True),
+    "cost": Kind(CostOptions, lambda line, options, output: Cost(options), decides=False, timed=True),
 }
 """Every scorer there is."""
 
