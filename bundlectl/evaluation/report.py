@@ -21,7 +21,10 @@ class CaseResult(Strict):
     documents, each once, in order. ``receipt``: its id. ``seconds``: wall time of the attempt that counts.
     ``attempts``: 2 when the first one erred. ``snapshots``: which state of each index was searched. ``time``: when
     it was measured. ``repeat``: from 2, where the case was asked more than once. ``model``: the provider's id of the
-    model that answered, as it was returned. ``usd``: what its attempts cost; absent where a price is not known.
+    model that answered, as it was returned. ``usd``: what its attempts and its judges cost; absent where a price is
+    not known. ``judging``: what of that the judges cost.
+    ``cached``: an earlier run's answer was given back; it cost nothing now, ``time`` is when it was given, and
+    ``seconds`` is absent.
     """
 
     id: str
@@ -42,6 +45,8 @@ class CaseResult(Strict):
     repeat: Annotated[int, Field(ge=2)] | None = None
     model: str | None = None
     usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    judging: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    cached: Literal[True] | None = None
 
     @property
     def row(self) -> Row:
@@ -73,6 +78,11 @@ class Report(Strict):
     complete: bool
     cases: list[CaseResult]
     baseline: Beside | None = None
+
+    @property
+    def rows(self) -> list[CaseResult]:
+        """The rows of both bundles."""
+        return [*self.cases, *(self.baseline.cases if self.baseline is not None else [])]
 
 
 def make_report(

@@ -23,8 +23,9 @@ from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
 
 from bundlectl.evaluation.journal import Journal
+from bundlectl.evaluation.remembering import Memory
 from bundlectl.evaluation.report import CaseResult, Row
-from bundlectl.evaluation.scorers.score import Sample, Score, Scorer, failed, score_case
+from bundlectl.evaluation.scorers.score import AnyScorer, Sample, Score, failed, weigh_case
 from bundlectl.evaluation.scorers.table import make_scorers
 from bundlectl.evaluation.suite import LoadedSuite, request_of
 from bundlectl.inference.provider import Passage
@@ -128,7 +129,8 @@ async def run(
 class Side(Generic[Identity]):
     """One of the bundles of a run: its router, and what :func:`run` says of the other fields.
 
-    ``capture`` is given each answer as it comes, for reports that show them; results hold no text.
+    ``capture`` is given each answer as it comes, for reports that show them; results hold no text. ``memory``: what
+    earlier runs were answered, and where this one's answers are kept.
     """
 
     router: Answers[Identity] = field(kw_only=False)
@@ -137,6 +139,7 @@ class Side(Generic[Identity]):
     output: Output | None = None
     journal: Journal | None = None
     capture: Callable[[Row, Answer], None] | None = None
+    memory: Memory | None = None
 
 
 @dataclass
@@ -232,6 +235,7 @@ async def run_sides(
             clock,
             timer,
             side.capture,
+            side.memory,
         )
         for side in sides
     ]
@@ -285,16 +289,33 @@ async def run_sides(
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One try at a case: an answer with its receipt unless the router raised; ``error`` if it is not to be scored."""
+    """One try at a case: an answer with its receipt unless the router raised; ``error`` if it is not to be scored.
+
+    ``seconds`` is ``None`` for an answer that was given before.
+    """
 
     answered: Answered | None
     error: str | None
-    seconds: float
+    seconds: float | None
 
     @property
     def usd(self) -> float | None:
         """What it cost. A router that raised made no receipt, so nobody knows."""
         return self.answered.receipt.cost.usd if self.answered is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A row that was asked and is not scored. ``usd``: what asking cost; ``mark``: of an answer that was recalled."""
+
+    case: Case
+    repeat: int
+    request: Request
+    attempt: _Attempt
+    attempts: int
+    at: datetime
+    usd: float | None
+    mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,33 +326,63 @@ class _One(Generic[Identity]):
     identity: Identity
     loaded: LoadedSuite
     profile: str
-    scorers: Mapping[str, Scorer]
+    scorers: Mapping[str, AnyScorer]
     pace: Pace
     pause: float
     clock: Callable[[], datetime]
     timer: Callable[[], float]
     capture: Callable[[Row, Answer], None] | None = None
+    memory: Memory | None = None
 
     async def measure(self, case: Case, repeat: int = 1) -> CaseResult:
-        """Ask, a second time after an error, and score."""
+        """Ask and score."""
+        return await self.score(await self.ask(case, repeat))
+
+    async def ask(self, case: Case, repeat: int) -> _Asked:
+        """Ask, a second time after an error; or give back what was answered before. It cost nothing now."""
+        request = request_of(case, self.loaded.suite, self.profile)
+        recalled = self.memory.recall(request, repeat) if self.memory is not None else None
+        if recalled is not None:
+            if self.capture is not None:
+                self.capture((case.id, repeat), recalled.answer)
+            return _Asked(case, repeat, request, _Attempt(recalled, None, None), 1, recalled.time, 0.0, recalled.mark)
         at = self.clock()
-        attempt = await self._ask(case)
+        attempt = await self._ask(request)
         attempts = 1
         costs = [attempt.usd]
         if attempt.error is not None:
             await asyncio.sleep(self.pause)
             at = self.clock()
-            attempt = await self._ask(case)
+            attempt = await self._ask(request)
             attempts = 2
             costs.append(attempt.usd)
-        known = [usd for usd in costs if usd is not None]
-        usd = math.fsum(known) if len(known) == len(costs) else None
         if self.capture is not None and attempt.answered is not None and attempt.answered.answer is not None:
             self.capture((case.id, repeat), attempt.answered.answer)
-        return self._result(case, attempt, attempts, at, repeat, usd)
+        return _Asked(case, repeat, request, attempt, attempts, at, total(costs))
 
-    async def _ask(self, case: Case) -> _Attempt:
-        request = request_of(case, self.loaded.suite, self.profile)
+    async def score(self, asked: _Asked, beside: Answer | None = None) -> CaseResult:
+        """Score; scores that were kept with an answer are not made again."""
+        memory = self.memory
+        known: dict[str, Score] = {}
+        leave: frozenset[str] = frozenset()
+        if memory is not None and asked.mark is not None:
+            known, leave = memory.scores(asked.mark, asked.case), memory.timed
+        todo = {key: scorer for key, scorer in self.scorers.items() if key not in known and key not in leave}
+        fresh, judging = await self._scores(asked, todo, beside)
+        if memory is not None:
+            mark = asked.mark or self._keep(memory, asked)
+            if mark is not None and fresh:
+                memory.keep_scores(mark, asked.case, fresh)
+        every = known | fresh
+        return self._result(asked, {key: every[key] for key in self.scorers if key in every}, judging)
+
+    def _keep(self, memory: Memory, asked: _Asked) -> str | None:
+        answered = asked.attempt.answered
+        if asked.attempt.error is not None or answered is None or answered.answer is None:
+            return None
+        return memory.keep(asked.request, asked.repeat, answered.answer, answered.receipt, answered.passages, asked.at)
+
+    async def _ask(self, request: Request) -> _Attempt:
         begun = self.timer()
         try:
             answered = await self.router.handle(request, self.identity)
@@ -345,9 +396,8 @@ class _One(Generic[Identity]):
             self.pace.answered()
         return _Attempt(answered, not_to_be_scored(answered.answer, answered.receipt), seconds)
 
-    def _result(
-        self, case: Case, attempt: _Attempt, attempts: int, at: datetime, repeat: int, usd: float | None
-    ) -> CaseResult:
+    def _result(self, asked: _Asked, scores: dict[str, Score], judging: float | None) -> CaseResult:
+        case, attempt = asked.case, asked.attempt
         answer = attempt.answered.answer if attempt.answered is not None else None
         receipt = attempt.answered.receipt if attempt.answered is not None else None
         retrieval = receipt.retrieval if receipt is not None else None
@@ -356,32 +406,45 @@ class _One(Generic[Identity]):
             tags=sorted(set(case.tags)),
             split=case.split,
             group=case.group,
-            scores=self._scores(case, attempt),
+            scores=scores,
             error=attempt.error,
             refused=answer.refused.code if answer is not None and answer.refused is not None else None,
             degraded=answer.degraded.reason if answer is not None and answer.degraded is not None else None,
             route=answer.route if answer is not None else None,
             cited=list(dict.fromkeys(c.document for c in answer.citations)) if answer is not None else [],
             receipt=receipt.id if receipt is not None else None,
-            seconds=round(attempt.seconds, 6),
-            attempts=attempts,
+            seconds=round(attempt.seconds, 6) if attempt.seconds is not None else None,
+            attempts=asked.attempts,
             snapshots={retrieval.index: retrieval.snapshot} if retrieval is not None else {},
-            time=at,
-            repeat=repeat if repeat > 1 else None,
+            time=asked.at,
+            repeat=asked.repeat if asked.repeat > 1 else None,
             model=next((a.provider_model for a in reversed(receipt.attempts) if a.outcome == "ok"), None)
             if receipt is not None
             else None,
-            usd=usd,
+            usd=total([asked.usd, judging]),
+            judging=judging or None,
+            cached=True if attempt.seconds is None else None,
         )
 
-    def _scores(self, case: Case, attempt: _Attempt) -> dict[str, Score]:
-        answered = attempt.answered
-        if attempt.error is not None or answered is None or answered.answer is None:
-            why = attempt.error or NO_ANSWER
-            return {key: failed(why) for key, scorer in self.scorers.items() if scorer.applies(case)}
-        sample = Sample(case, answered.answer, answered.receipt, attempt.seconds, answered.passages)
-        scores = {key: score_case(scorer, sample) for key, scorer in self.scorers.items()}
-        return {key: score for key, score in scores.items() if score is not None}
+    async def _scores(
+        self, asked: _Asked, scorers: Mapping[str, AnyScorer], beside: Answer | None
+    ) -> tuple[dict[str, Score], float | None]:
+        """Give the scores, and what judges cost; None where a price is not known."""
+        case, answered = asked.case, asked.attempt.answered
+        if asked.attempt.error is not None or answered is None or answered.answer is None:
+            why = asked.attempt.error or NO_ANSWER
+            return {key: failed(why) for key, scorer in scorers.items() if scorer.applies(case)}, 0.0
+        seconds = asked.attempt.seconds or 0.0
+        sample = Sample(case, answered.answer, answered.receipt, seconds, answered.passages, beside)
+        weighed = await asyncio.gather(*(weigh_case(scorer, sample) for scorer in scorers.values()))
+        found = {key: one for key, one in zip(scorers, weighed, strict=True) if one is not None}
+        return {key: one.score for key, one in found.items()}, total([one.usd for one in found.values()])
+
+
+def total(costs: Sequence[float | None]) -> float | None:
+    """Add up; None where one is not known."""
+    known = [usd for usd in costs if usd is not None]
+    return math.fsum(known) if len(known) == len(costs) else None
 
 
 def not_to_be_scored(answer: Answer | None, receipt: Receipt) -> str | None:

@@ -26,7 +26,8 @@ from bundlectl.model.types import Strict
 class Score(Strict):
     """One scorer's word on one case. ``value`` in [0, 1], there exactly when ``outcome`` is measured.
 
-    ``judge``: the model that judged, by the id that its provider returned. ``why`` never quotes the question or the answer: it goes into reports that people pass around.
+    ``judge``: the model that judged, by the id that its provider returned. ``why`` never quotes the
+    question or the answer: it goes into reports that people pass around.
     """
 
     value: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
