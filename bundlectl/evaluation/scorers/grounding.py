@@ -4,9 +4,9 @@ A statement (:mod:`bundlectl.evaluation.scorers.statements`) is supported when s
 one to three sentences in a row of one passage, together with the passage's title and headings,
 
     1. covers it: the terms of the statement that stand in the window weigh at least ``options.threshold`` of all of
-       them. A term weighs ln(1 + (N - n + .5) / (n + .5)), with n of the N sentences of all packed passages holding
-       it, so that a rare word counts and a word that nobody used weighs most. Terms are stems of words, stop words
-       left out: :func:`bundlectl.inference.words.terms`
+       them. Terms are stems of words that name something: no stop words, pronouns, auxiliaries. A term weighs
+       ln(1 + (N - n + .5) / (n + .5)), with n of the N sentences of all packed passages holding it, so that a rare
+       word counts and one that stands nowhere weighs most
     2. and holds every number of the statement. Digits are compared as numbers (1,000 = 1000, 2.50 = 2.5) and the
        words two to twelve as what they mean
     3. and agrees in negation: the sentence of the window that covers most of the statement has a negation (no, not,
@@ -37,9 +37,9 @@ from pydantic import Field
 from bundlectl.evaluation.scorers.score import Sample, Score, measured, unmeasured
 from bundlectl.evaluation.scorers.statements import statements, wants_an_answer
 from bundlectl.evaluation.scorers.text import text_of
-from bundlectl.inference.extractive import sentences
+from bundlectl.inference.extractive import ASKING, sentences
 from bundlectl.inference.provider import Passage
-from bundlectl.inference.words import terms, words
+from bundlectl.inference.words import STOP_WORDS, stem, words
 from bundlectl.model.suite import Case
 from bundlectl.model.types import Strict
 
@@ -53,6 +53,13 @@ _NEGATION = re.compile(r"\b(?:no|not|never|without|cannot|neither|nor|none|nothi
 _ONE = re.compile(r"\bone\b", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*")
 # fmt: off
+_UNSAID = STOP_WORDS | ASKING | frozenset((
+    "may", "might", "must", "shall", "cannot", "being", "having", "its", "he", "she", "him", "her", "them", "us", "who",
+    "also", "too", "just", "only", "very", "while", "both", "each", "here", "thus", "either", "other", "others", "s",
+    "t", "don", "doesn", "didn", "isn", "aren", "wasn", "weren", "won", "ll", "re", "ve", "never", "without", "none",
+    "neither", "nor",
+))
+"""Words that say nothing by themselves. Negations are among them: they are compared apart."""
 _SPELLED = {
     "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
     "nine": "9", "ten": "10", "eleven": "11", "twelve": "12",
@@ -122,7 +129,7 @@ class Context:
         said = f" {' '.join(words(statement))} "
         if any(said in passage.words for passage in self._read):
             return True
-        wanted = frozenset(terms(statement))
+        wanted = content(statement)
         if not wanted:
             return False
         # "one" is rarely a quantity, so nothing has to stand for it; where it does stand, it is a 1.
@@ -148,6 +155,11 @@ class Context:
         return math.log(1 + (self._rows - found + 0.5) / (found + 0.5))
 
 
+def content(text: str) -> frozenset[str]:
+    """Give the stems of the words that name something."""
+    return frozenset(stem(word) for word in words(text) if word not in _UNSAID)
+
+
 def numbers_of(text: str) -> frozenset[str]:
     """Give the numbers that a text names, each in one way of writing it."""
     written = {_plain(match[0]) for match in _NUMBER.finditer(text)}
@@ -171,8 +183,8 @@ def _read(passage: Passage) -> _Read:
     found = [passage.text[start:end] for start, end in sentences(passage.text)]
     return _Read(
         words=f" {' '.join(words(passage.text))} ",
-        about=frozenset(terms(" ".join((passage.title, *passage.section)))),
-        sentences=tuple(_Sentence(frozenset(terms(s)), numbers_of(s), is_negated(s)) for s in found),
+        about=content(" ".join((passage.title, *passage.section))),
+        sentences=tuple(_Sentence(content(s), numbers_of(s), is_negated(s)) for s in found),
     )
 
 
