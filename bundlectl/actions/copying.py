@@ -24,7 +24,7 @@ from bundlectl.registry.collecting import needs_of, spare
 from bundlectl.registry.head import parse_head
 from bundlectl.registry.tables import fetch_tables, put_tables
 from bundlectl.resolver.chain import verify_former
-from bundlectl.resolver.keyrings import keyring_chain
+from bundlectl.resolver.keyrings import keyring_chain, open_chain
 from bundlectl.trust.evidence import gather_evidence
 from bundlectl.trust.keyring import VerifiedKeyring
 
@@ -101,6 +101,8 @@ def copy(source: Context, target: Context, reference: str) -> Copied:
     attested = source.registry.attestations(app, digest_)
     released = list(_released(source, theirs, app, digest_))
     chain = keyring_chain(source.registry, read_pin(source))
+    # What is carried was read anew, and lies in the target for ever.
+    theirs = open_chain(chain, read_pin(source))
 
     spare(target.registry.store, app, needs_of(bundle))
     missing = _copy_snapshots(source, target, app, bundle)

@@ -8,7 +8,7 @@ that makes it safe beside others is told in ``registry/collecting.py``.
 from __future__ import annotations
 
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from bundlectl.actions.context import Context
@@ -155,21 +155,17 @@ def _sweep(
     keyring.signing_principal(ctx.signer("gc"), "gc", app, None)
     # From this swap on nobody can lift the mark from what is left of it; whoever did before made it fail.
     alive = sorted(set(mark.keys) - set(doomed))
-    sweeping = marks.state.model_copy(update={"spared": alive, "sweeping": now})
+    sweeping = marks.state.model_copy(update={"spared": alive, "sweeping": now, "sweep": ctx.new_id()})
     tag = _swap(ctx, app, sweeping, marks)
     prefix = layout.app_prefix(app)
     for start in range(0, len(doomed), _BATCH):
         if ctx.clock() - now > LEASE / 2:
-            raise BackendUnavailable(
-                f"gc of {app} deleted {start} of {len(doomed)} objects and stopped: it took too long.",
-                fix=f"Repeat it after {format_time(now + LEASE)}; it goes on where it stopped.",
-            )
-        in_parallel(lambda key: _delete(ctx, prefix + key), doomed[start : start + _BATCH])
-    try:
-        swap_marks(ctx.registry.store, app, GcState(), tag)
-    except (SwapLost, OutcomeUnknown):
-        if read_marks(ctx.registry.store, app).mark is not None:
-            raise
+            raise _stopped(app, now, f"It took too long: {start} of {len(doomed)} objects were deleted.")
+        try:
+            in_parallel(lambda key: _delete(ctx, prefix + key), doomed[start : start + _BATCH])
+        except BackendUnavailable as error:
+            raise _stopped(app, now, f"{error.what} {error.why}".strip()) from error
+    _lift(ctx, app, sweeping, tag, now)
     return _told(app, "delete", doomed, kept, done=True, due=due, reached_again=again)
 
 
@@ -185,20 +181,41 @@ def _verify_mark(keyring: VerifiedKeyring, app: str, marks: Marks, mark: GcMark)
 
 
 def _swap(ctx: Context, app: str, state: GcState, before: Marks) -> str:
-    """Replace the state; read back where no reply came."""
+    """Replace the state; read back where no reply came, or where it lost: what it lost to may be itself, sent twice."""
     try:
         return swap_marks(ctx.registry.store, app, state, before.tag)
-    except SwapLost as error:
+    except (SwapLost, OutcomeUnknown) as error:
+        now = read_marks(ctx.registry.store, app)
+        if now.state == state and now.tag is not None:
+            return now.tag
+        if isinstance(error, OutcomeUnknown):
+            raise
         raise Conflict(
             f"The marks of {app} changed meanwhile; nothing was deleted.",
             why="Someone needs what was marked, or another gc is at work.",
             fix="Repeat the command.",
         ) from error
-    except OutcomeUnknown:
-        now = read_marks(ctx.registry.store, app)
-        if now.state != state or now.tag is None:
-            raise
-        return now.tag
+
+
+def _lift(ctx: Context, app: str, sweeping: GcState, tag: str, since: datetime) -> None:
+    """Take the mark away, now that all of it is deleted."""
+    try:
+        swap_marks(ctx.registry.store, app, GcState(), tag)
+    except (SwapLost, BackendUnavailable) as error:
+        try:
+            there = read_marks(ctx.registry.store, app).state
+        except BackendUnavailable:
+            there = sweeping
+        if there == sweeping:
+            raise _stopped(app, since, f"All is deleted; that it is, was not written down: {error.what}") from error
+
+
+def _stopped(app: str, since: datetime, why: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"gc of {app} stopped while it was deleting what nothing reaches.",
+        why=why,
+        fix=f"Repeat it after {format_time(since + LEASE)}; it goes on where it stopped.",
+    )
 
 
 def _delete(ctx: Context, key: str) -> None:

@@ -30,7 +30,8 @@ class GcState(Strict):
     """An app's ``gc/state.json``; replaced by swap only.
 
     ``spared`` are marked keys that are needed again: whoever puts a bundle adds its own. ``sweeping``: since when
-    marked and not spared keys are being deleted; from then on nothing more is spared.
+    marked and not spared keys are being deleted; from then on nothing more is spared. ``sweep``: an id of who does,
+    so that two that begin in the same second are told apart.
     """
 
     apiVersion: Literal["bundlectl/v1"] = "bundlectl/v1"
@@ -38,3 +39,4 @@ class GcState(Strict):
     mark: Envelope | None = None
     spared: list[str] = []
     sweeping: Time | None = None
+    sweep: Annotated[str, Field(min_length=1, max_length=64)] | None = None
