@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bundlectl.model.receipt import GuardRecord
-from bundlectl.router.run import Refusal, Run
+from bundlectl.router.run import Refusal, Run, guard_record
 from bundlectl.stages.access import AccessQuestion
 
 
@@ -55,7 +54,7 @@ def check_access(run: Run) -> None:
 def guard_input(run: Run) -> None:
     """Inspect every string of the input; from here on the redacted input is the only one there is."""
     guarded = run.profile.input.apply_json(run.request.input)
-    run.guards["input"] = GuardRecord(side="input", action=guarded.action, findings=guarded.findings)
+    run.guards["input"] = guard_record("input", guarded.action, guarded.findings)
     if guarded.action == "block":
         raise Refusal("input_blocked", f"The input was blocked: {_named(guarded.findings)}.")
     run.input = guarded.value

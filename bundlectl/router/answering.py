@@ -12,15 +12,18 @@ from pydantic_core import from_json
 from bundlectl.inference.provider import ModelReply
 from bundlectl.model.canonical import digest
 from bundlectl.model.contract import Citation
-from bundlectl.model.receipt import GuardRecord, ValidationRecord
+from bundlectl.model.receipt import ValidationRecord
 from bundlectl.router.citations import cited
 from bundlectl.router.contract import ContractError
 from bundlectl.router.grounding import NOTHING_FOUND
 from bundlectl.router.invocation import Invocation
-from bundlectl.router.run import Refusal, Run
+from bundlectl.router.run import Refusal, Run, guard_record
 from bundlectl.router.windows import GuardedStream
 from bundlectl.stages.guards import GuardOutcome
 from bundlectl.stages.output import CompiledOutput, OutputResult
+
+_SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+_NOT_CHECKED = ValidationRecord(outcome="not_checked")
 
 
 def choose_route(run: Run) -> None:
@@ -86,8 +89,7 @@ def answer_digest(output: object) -> str:
         ValueError: it holds an infinite number or half a surrogate pair, which have no JSON.
         RecursionError: it is nested too deep.
     """
-    data = json.dumps(output, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return digest(data.encode())
+    return digest(_SORTED.encode(output).encode())
 
 
 async def _check(output: CompiledOutput, text: str) -> OutputResult:
@@ -102,7 +104,7 @@ async def _check(output: CompiledOutput, text: str) -> OutputResult:
 def validate_output(run: Run) -> str | None:
     """Let through what fits its form; else go back to invoking: the same model again, or the next route."""
     if run.task.format == "text":
-        run.validation = ValidationRecord(outcome="not_checked", errors=_errors(run))
+        run.validation = _not_checked(run)
         return None
     checked, invocation, reply = run.checked, _invocation(run), _reply(run)
     if checked is None:
@@ -144,7 +146,7 @@ async def stream_text(run: Run) -> AsyncGenerator[str, None]:
             try:
                 text = gate.feed(delta.text, last=delta.reply is not None)
             finally:
-                run.guards["output"] = GuardRecord(side="output", action=gate.action, findings=gate.findings)
+                run.guards["output"] = guard_record("output", gate.action, gate.findings)
             if text:
                 invocation.committed = True
                 released.append(text)
@@ -152,7 +154,7 @@ async def stream_text(run: Run) -> AsyncGenerator[str, None]:
     if run.reply is not None:
         _take_citations(run, run.reply.text)
     run.output = "".join(released)
-    run.validation = ValidationRecord(outcome="not_checked", errors=_errors(run))
+    run.validation = _not_checked(run)
 
 
 def _invocation(run: Run) -> Invocation:
@@ -169,14 +171,17 @@ def _reply(run: Run) -> ModelReply:
 
 
 def _note(run: Run, outcome: GuardOutcome) -> None:
-    run.guards["output"] = GuardRecord(side="output", action=outcome.action, findings=dict(outcome.findings))
+    run.guards["output"] = guard_record("output", outcome.action, outcome.findings)
     if outcome.action == "block":
         raise Refusal("output_blocked", f"The answer was blocked: {', '.join(sorted(outcome.findings))}.")
 
 
 def _take_citations(run: Run, output: object) -> None:
     """Map citations to packed passages; quotes are matched as written, and released as the guard lets them."""
-    found, run.unknown_citations = cited(output, _reply(run).citations, run.passages)
+    given = _reply(run).citations
+    if given is None and not run.passages and isinstance(output, str) and "[" not in output:
+        return
+    found, run.unknown_citations = cited(output, given, run.passages)
     citations: list[Citation] = []
     for citation in found:
         if citation.quote is not None:
@@ -186,6 +191,10 @@ def _take_citations(run: Run, output: object) -> None:
             citation = citation.model_copy(update={"quote": outcome.text})
         citations.append(citation)
     run.citations = citations
+
+
+def _not_checked(run: Run) -> ValidationRecord:
+    return ValidationRecord(outcome="not_checked", errors=_errors(run)) if run.unknown_citations else _NOT_CHECKED
 
 
 def _errors(run: Run) -> list[str]:

@@ -13,6 +13,8 @@ from bundlectl.model.errors import UsageError
 if TYPE_CHECKING:
     from bundlectl.router.assemble import Compiled, CompiledTask
 
+_SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
 
 class ContractError(UsageError):
     """The request does not fit the contract. ``fields``: each problem with its field's path, e.g. ``input.a``."""
@@ -70,15 +72,20 @@ def input_digest(value: dict[str, Any], key: bytes) -> str:
         ContractError: a string holds half a surrogate pair, which is no text.
     """
     try:
-        data = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        data = _SORTED.encode(value).encode()
     except UnicodeEncodeError as error:
         raise ContractError([("input", "holds half a surrogate pair, which is no Unicode text")]) from error
-    return f"hmac-sha256-{_key_name(key)}:{hmac.digest(key, data, 'sha256').hex()}"
+    prefix, keyed = _keyed(key)
+    keyed = keyed.copy()
+    keyed.update(data)
+    return prefix + keyed.hexdigest()
 
 
 @lru_cache(maxsize=16)
-def _key_name(key: bytes) -> str:
-    return hmac.digest(key, b"bundlectl receipt key", "sha256").hex()[:8]
+def _keyed(key: bytes) -> tuple[str, hmac.HMAC]:
+    """Give what digests of a key begin with, and an HMAC that has taken in the key and nothing else."""
+    name = hmac.digest(key, b"bundlectl receipt key", "sha256").hex()[:8]
+    return f"hmac-sha256-{name}:", hmac.new(key, digestmod="sha256")
 
 
 def _names(names: Any) -> str:

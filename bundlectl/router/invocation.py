@@ -242,7 +242,7 @@ class Invocation:
         self, route: CompiledRoute, outcome: Any, why: str, seconds: float, reply: ModelReply | None = None
     ) -> None:
         self.attempts.append(
-            Attempt(
+            Attempt.unchecked(
                 route=route.name,
                 model=route.model_name,
                 provider=route.model.provider,

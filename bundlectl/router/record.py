@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Final
 
 from bundlectl import __version__
@@ -59,7 +60,7 @@ def conclude(run: Run) -> Outcome:
     if run.error is not None:
         key = "contract" if run.error.code == "contract" else "unavailable"
         return Outcome(None, receipt, STATUS[key], run.error, run.passages)
-    answer = Answer(
+    answer = Answer.unchecked(
         output=run.output if answered else None,
         format="structured_json" if run.task.format == "structured_json" else "text",
         refused=run.refused,
@@ -76,6 +77,8 @@ def conclude(run: Run) -> Outcome:
 
 
 def _together(parts: list[Usage]) -> Usage:
+    if len(parts) == 1:
+        return parts[0]
     return Usage(
         input_tokens=sum(part.input_tokens for part in parts),
         output_tokens=sum(part.output_tokens for part in parts),
@@ -91,9 +94,11 @@ def _receipt(
     request, invocation = run.request, run.invocation
     provider = invocation.route.provider if invocation is not None and replied else None
     answering = invocation.route if invocation is not None and replied else run.route
-    return Receipt(
+    return Receipt.unchecked(
+        apiVersion="bundlectl/v1",
+        kind="Receipt",
         id=run.id,
-        time=run.time,
+        time=run.time.astimezone(UTC).replace(microsecond=0),
         identity=run.identity.name,
         task=request.task,
         tenant=request.tenant_id,

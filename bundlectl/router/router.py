@@ -7,35 +7,31 @@ receipt: answered, refused, failed, or given up by its caller.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import secrets
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from pydantic_core import to_json
 
 from bundlectl.model.contract import Answer, Request
-from bundlectl.model.errors import BackendUnavailable, BundlectlError
+from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
 from bundlectl.router import telemetry
 from bundlectl.router.admission import check_access, check_identity, check_limits, guard_input
 from bundlectl.router.answering import choose_route, guard_output, invoke, stream_text, validate_output
 from bundlectl.router.assemble import Compiled
-from bundlectl.router.contract import ContractError, check_contract, input_digest
+from bundlectl.router.contract import check_contract, input_digest
 from bundlectl.router.grounding import pack_passages, render_prompt, retrieve
 from bundlectl.router.health import RetryBudget
 from bundlectl.router.identity import Identity
 from bundlectl.router.limits import TenantLimits
 from bundlectl.router.record import Outcome, conclude
-from bundlectl.router.run import Refusal, Run, Shared
-
-if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
+from bundlectl.router.run import Run, Shared
+from bundlectl.router.running import Concluding, Stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +67,6 @@ class ReceiptSink(Protocol):
     def write(self, receipt: Receipt) -> None:
         """Take a receipt without waiting."""
         ...
-
-
-class Cancelled(BackendUnavailable):
-    """The caller went away before its answer was there."""
-
-    code = "cancelled"
-
-
-class Defect(BundlectlError):
-    """What the receipt of a request says that met a defect of ours; the exception itself goes on."""
-
-    code = "defect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +134,9 @@ class Router:
             ContractError: the request does not fit the release.
         """
         run = self._begin(request, identity, compiled)
-        with self._concluding(run) as concluded:
+        with Concluding(run, self._conclude, self._tracer) as concluding:
             await self._advance(run, 0, len(STAGES))
-        return concluded()
+        return concluding.outcome
 
     async def stream(
         self, request: Request, identity: Identity, compiled: Compiled | None = None
@@ -167,7 +151,7 @@ class Router:
             ContractError: the request does not fit the release.
         """
         run = self._begin(request, identity, compiled)
-        with self._concluding(run) as concluded:
+        with Concluding(run, self._conclude, self._tracer) as concluding:
             if await self._advance(run, 0, _ANSWERING):
                 yield Event("start", {"receipt": run.id, "release": run.compiled.ref.form()})
                 if run.task.format == "text":
@@ -176,7 +160,7 @@ class Router:
                             yield Event("delta", {"text": text})
                 elif await self._advance(run, _ANSWERING, len(STAGES)):
                     yield Event("delta", {"text": to_json(run.output).decode()})
-        outcome = concluded()
+        outcome = concluding.outcome
         if outcome.answer is not None:
             yield Event("done", outcome.answer.form(), outcome)
         else:
@@ -199,90 +183,37 @@ class Router:
             input_digest=input_digest(request.input, compiled.input_key),
         )
 
-    @contextmanager
-    def _concluding(self, run: Run) -> Iterator[Callable[[], Outcome]]:
-        """Write the receipt at the end, whatever the end is; give a function that gives the outcome."""
-        made: list[Outcome] = []
-        with ExitStack() as stack:
-            span = stack.enter_context(telemetry.request_span(self._tracer, run)) if self._tracer else None
-            try:
-                yield lambda: made[0]
-            except (asyncio.CancelledError, GeneratorExit):
-                run.error = Cancelled("The caller went away before the answer was there.")
-                raise
-            except BaseException:
-                run.error = Defect("A defect of bundlectl ended the request.")
-                raise
-            finally:
-                outcome = conclude(run)
-                made.append(outcome)
-                self._shared.limits.settle(run.request.tenant_id, outcome.receipt.cost.usd, run.time)
-                self._receipts.write(outcome.receipt)
-                if span is not None:
-                    telemetry.end_request(span, outcome)
-        if isinstance(run.error, ContractError):
-            raise run.error
-
     async def _advance(self, run: Run, position: int, end: int) -> bool:
         """Run stages until ``end``; False when the request was refused or failed on the way."""
-        while position < end:
-            stage = STAGES[position]
-            back: Any = None
-            with _InStage(run, stage.name, self._tracer):
-                back = stage.run(run)
+        with Stages(run, self._tracer) as stages:
+            while position < end:
+                stage = STAGES[position]
+                stages.begin(stage.name)
+                back: Any = stage.run(run)
                 if stage.waits:
                     back = await back
-            if run.refused is not None or run.error is not None:
-                return False
-            position = position + 1 if back is None else _POSITION[back]
-        return True
+                position = position + 1 if back is None else _POSITION[back]
+            return True
+        return False
 
     async def _stream_text(self, run: Run) -> AsyncGenerator[str, None]:
-        with _InStage(run, "invoke", self._tracer):
+        with Stages(run, self._tracer) as stages:
+            stages.begin("invoke")
             async with aclosing(stream_text(run)) as texts:
                 async for text in texts:
                     yield text
+
+    def _conclude(self, run: Run) -> Outcome:
+        outcome = conclude(run)
+        self._shared.limits.settle(run.request.tenant_id, outcome.receipt.cost.usd, run.time)
+        self._receipts.write(outcome.receipt)
+        return outcome
 
 
 def random_ids() -> Callable[[], str]:
     """Give a source of ids: unique, and no secrets, so they need not cost a system call each."""
     source = random.Random(secrets.randbits(256))  # noqa: S311
     return lambda: f"{source.getrandbits(80):020x}"
-
-
-class _InStage:
-    """Times a stage, traces it, and turns its refusal or failure into the run's.
-
-    A class, because as a generator it cost a tenth of a whole request.
-    """
-
-    __slots__ = ("_began", "_name", "_run", "_span")
-
-    def __init__(self, run: Run, name: str, tracer: Tracer | None) -> None:
-        self._run = run
-        self._name = name
-        self._span = telemetry.stage_span(tracer, name, run) if tracer is not None else None
-
-    def __enter__(self) -> None:
-        self._run.failed_stage = self._name
-        if self._span is not None:
-            self._span.__enter__()
-        self._began = time.perf_counter()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
-        run, name = self._run, self._name
-        run.stages[name] = run.stages.get(name, 0.0) + time.perf_counter() - self._began
-        if self._span is not None:
-            # A refusal is no error of its span.
-            self._span.__exit__(*((None, None, None) if isinstance(error, Refusal) else (kind, error, trace)))
-        if isinstance(error, Refusal):
-            run.refused = error.refused
-            return True
-        if isinstance(error, BundlectlError):
-            error.details["receipt"] = run.id
-            run.error = error
-            return True
-        return False
 
 
 def _failure(outcome: Outcome) -> BundlectlError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from bundlectl.inference.provider import ModelReply, Passage
 from bundlectl.model.contract import Citation, Cost, Refused, Request
@@ -18,6 +18,7 @@ from bundlectl.router.identity import Identity
 from bundlectl.router.invocation import Invocation
 from bundlectl.router.limits import TenantLimits
 from bundlectl.router.routing import CompiledRoute
+from bundlectl.stages.guards import Action
 from bundlectl.stages.output import OutputResult
 
 RefusalCode = Literal["access_denied", "input_blocked", "output_blocked", "no_answer", "unauthenticated", "limited"]
@@ -39,6 +40,19 @@ class Shared:
     budget: RetryBudget
     chance: Callable[[], float]
     """Gives a number in [0, 1), for jitter."""
+
+
+def guard_record(side: Literal["input", "output"], action: Action, findings: dict[str, int]) -> GuardRecord:
+    """Make the record of a guard; those that found nothing are one and the same."""
+    if action == "pass" and not findings:
+        return _FOUND_NOTHING[side]
+    return GuardRecord(side=side, action=action, findings=dict(findings))
+
+
+_FOUND_NOTHING: Final = {
+    "input": GuardRecord(side="input", action="pass"),
+    "output": GuardRecord(side="output", action="pass"),
+}
 
 
 @dataclass(slots=True)

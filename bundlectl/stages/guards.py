@@ -30,6 +30,8 @@ BROKEN = "guard_error"
 
 _ROUNDS = 8
 """How often a text is redacted until nothing is left; a second round finds what the first one laid bare."""
+_CLEAN_KEYS = 256
+_CLEAN_KEY = 64
 _SET_MEMORY = 64 * 1024 * 1024
 _ALWAYS = ""
 """A pattern that every text matches: when the set does not report it, the set has failed."""
@@ -78,6 +80,8 @@ class CompiledGuard:
         self._max_chars = guard.max_chars
         self._detectors = detectors
         self._set = patterns
+        self.clean_keys: set[str] = set()
+        """Keys of objects that nothing was found in: they come again with every request."""
         self._placeholders = tuple({f"[{d.name.upper()}]" for d in detectors if d.action == "redact"})
 
     @classmethod
@@ -122,12 +126,14 @@ class CompiledGuard:
         """Inspect one text. Never raises: what cannot be inspected is blocked."""
         if len(text) > self._max_chars:
             return GuardOutcome("", "block", {TOO_LONG: 1})
-        if not self._detectors:
+        found = self._find(text) if self._detectors else []
+        if found == []:
             return GuardOutcome(text, "pass")
         counts: Counter[str] = Counter()
         action: Action = "pass"
         for round_ in range(_ROUNDS):
-            found = self._find(text)
+            if round_:
+                found = self._find(text)
             if found is None:
                 return GuardOutcome("", "block", {**counts, BROKEN: 1})
             redactions = []
@@ -168,13 +174,15 @@ class CompiledGuard:
         """Give the positions of the detectors whose pattern is somewhere in the text; ``None``: the set failed."""
         hits: list[int] = self._set.Match(text)
         sentinel = len(self._detectors)
+        if hits == [sentinel]:
+            return []
         return sorted(hit for hit in hits if hit != sentinel) if sentinel in hits else None
 
     def _find(self, text: str) -> list[_Finding] | None:
         folded = fold(text)
         hits = self._hits(folded.text)
-        if hits is None:
-            return None
+        if not hits:
+            return None if hits is None else []
         findings = []
         for order in hits:
             for start, end in _locate(self._detectors[order], folded.text):
@@ -229,12 +237,19 @@ class _Walk:
     def _text(self, text: str) -> str:
         self.length += len(text)
         outcome = self._guard.apply(text)
+        if not outcome.findings:
+            return outcome.text
         self.counts.update(outcome.findings)
         self.action = max(self.action, outcome.action, key=_SEVERITY.index)
         return outcome.text
 
     def _key(self, key: str) -> str:
+        if key in self._guard.clean_keys:
+            self.length += len(key)
+            return key
         guarded = self._text(key)
+        if not self.counts and len(key) <= _CLEAN_KEY and len(self._guard.clean_keys) < _CLEAN_KEYS:
+            self._guard.clean_keys.add(key)
         if guarded != key:
             self.action = "block"
         return key
