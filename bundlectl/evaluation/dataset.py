@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from pydantic import ValidationError
 
 from bundlectl.bundling.messages import problems_of
 from bundlectl.bundling.yaml import Document, Place
+from bundlectl.evaluation.beside import read_beside
 from bundlectl.evaluation.scorers.text import compiled
 from bundlectl.model.canonical import canonical, digest, parse_json
 from bundlectl.model.errors import Problem, SourceError, VerificationFailed
@@ -47,7 +46,7 @@ def read_dataset(folder: Path, relative: str) -> Dataset:
         SourceError: it cannot be read, holds no case, or a line is no case; ids occur twice.
     """
     shown = str(folder / relative)
-    data = _read(folder, relative, shown)
+    data = read_beside(folder, relative, "the dataset", MAX_BYTES)
     cases: list[Case] = []
     problems: list[Problem] = []
     first: dict[str, int] = {}
@@ -103,31 +102,3 @@ def _wrong(case: Case) -> list[tuple[str, str]]:
     except (ValueError, UnicodeError) as error:
         found.append((f"{case.id!r} has no canonical form: {error}", "whole numbers within 2^53, whole characters"))
     return found
-
-
-def _read(folder: Path, relative: str, shown: str) -> bytes:
-    # Larger than a source file may be, so not read as one; the same rules: a regular file under the folder, no links.
-    def bad(message: str, right: str = "") -> SourceError:
-        return SourceError([Problem(shown, 0, message, right)])
-
-    path = folder / relative
-    try:
-        if path.resolve(strict=True) != folder.resolve(strict=True) / relative:
-            raise bad("the dataset is reached through a symbolic link", "a regular file under the suite's folder")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise bad("the dataset does not exist", "a path relative to the suite's file") from error
-    except (OSError, RuntimeError) as error:
-        raise bad(f"the dataset cannot be read: {error}") from error
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise bad("the dataset is not a regular file")
-        if found.st_size > MAX_BYTES:
-            raise bad(f"the dataset has {found.st_size:,} bytes", f"at most {MAX_BYTES:,}")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(MAX_BYTES)
-    except OSError as error:
-        raise bad(f"the dataset cannot be read: {error.strerror}") from error
-    finally:
-        os.close(descriptor)

@@ -25,7 +25,7 @@ from typing import Generic, Protocol, TypeVar
 from bundlectl.evaluation.journal import Journal
 from bundlectl.evaluation.remembering import Memory
 from bundlectl.evaluation.report import CaseResult, Row
-from bundlectl.evaluation.scorers.score import AnyScorer, Sample, Score, failed, weigh_case
+from bundlectl.evaluation.scorers.score import AnyScorer, OpenedScorer, Sample, Score, failed, weigh_case
 from bundlectl.evaluation.scorers.table import make_scorers
 from bundlectl.evaluation.suite import LoadedSuite, request_of
 from bundlectl.inference.provider import Passage
@@ -220,6 +220,7 @@ async def run_sides(
 
     Raises:
         BackendUnavailable: a journal cannot be written.
+        UsageError: a scorer of the suite's own cannot be loaded; nothing was asked.
     """
     budget = budget or Budget()
     pace = Pace(concurrency, pause, timer)
@@ -229,7 +230,7 @@ async def run_sides(
             side.identity,
             loaded,
             side.profile,
-            make_scorers(loaded.suite.scorers, side.output),
+            make_scorers(loaded.suite.scorers, side.output, loaded.code),
             pace,
             pause,
             clock,
@@ -269,13 +270,18 @@ async def run_sides(
             budget.take(result)
             on_done(result)
 
-    workers = [asyncio.create_task(work(number)) for number in range(pace.most)]
+    opened = [scorer for one in ones for scorer in one.scorers.values() if isinstance(scorer, OpenedScorer)]
+    workers: list[asyncio.Task[None]] = []
     try:
+        # Before anything is asked: what scores nothing should cost nothing.
+        await asyncio.gather(*(scorer.open() for scorer in opened if jobs))
+        workers += [asyncio.create_task(work(number)) for number in range(pace.most)]
         await asyncio.gather(*workers)
     finally:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+        await asyncio.gather(*(scorer.close() for scorer in opened), return_exceptions=True)
     return [
         [
             result
@@ -366,13 +372,13 @@ class _One(Generic[Identity]):
         known: dict[str, Score] = {}
         leave: frozenset[str] = frozenset()
         if memory is not None and asked.mark is not None:
-            known, leave = memory.scores(asked.mark, asked.case), memory.timed
+            known, leave = memory.scores(asked.mark, asked.case, beside), memory.timed
         todo = {key: scorer for key, scorer in self.scorers.items() if key not in known and key not in leave}
         fresh, judging = await self._scores(asked, todo, beside)
         if memory is not None:
             mark = asked.mark or self._keep(memory, asked)
             if mark is not None and fresh:
-                memory.keep_scores(mark, asked.case, fresh)
+                memory.keep_scores(mark, asked.case, fresh, beside)
         every = known | fresh
         return self._result(asked, {key: every[key] for key in self.scorers if key in every}, judging)
 

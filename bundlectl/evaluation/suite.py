@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from bundlectl.bundling.documents import read_document
 from bundlectl.bundling.messages import problems_of, suggest
 from bundlectl.bundling.yaml import Document
+from bundlectl.evaluation.calibration import Calibration, judge_problems, read_calibrations
 from bundlectl.evaluation.dataset import Dataset, read_dataset, tags_of
+from bundlectl.evaluation.scorers.own_code import OwnCode, OwnOptions, read_own, suite_form
 from bundlectl.evaluation.scorers.table import KINDS, make_scorer
 from bundlectl.evaluation.statistics import groups_needed
 from bundlectl.model.canonical import canonical, digest
@@ -26,7 +28,9 @@ class LoadedSuite:
     """A suite whose every line was checked.
 
     ``cases``: those of the suite's splits, in the dataset's order; ``chosen``: those of this run, the same unless
-    narrowed by :meth:`only`. ``dataset_digest`` is of the whole dataset, whatever the splits.
+    narrowed by :meth:`only`. ``dataset_digest`` is of the whole dataset, whatever the splits. ``code``: that of the
+    suite's own scorers, by their keys, and ``calibrations`` those of its judges, where they were made; the digests of
+    both are part of ``suite_digest``.
     """
 
     suite: Suite
@@ -35,6 +39,8 @@ class LoadedSuite:
     suite_digest: str
     dataset_digest: str
     folder: Path
+    code: Mapping[str, OwnCode] = field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
     @property
     def gates(self) -> tuple[tuple[Scorer, str | None, float], ...]:
@@ -92,6 +98,13 @@ def read_suite(path: Path) -> LoadedSuite:
     """
     suite, document = read_document(path, Suite)
     problems = [*_scorer_problems(suite, document)]
+    code: dict[str, OwnCode] = {}
+    calibrations: dict[str, Calibration] = {}
+    if not problems:
+        problems = judge_problems(suite, document)
+        code, wrong = _own_code(suite, path.parent)
+        calibrations, unread = read_calibrations(suite, path.parent)
+        problems += [*wrong, *unread]
     dataset: Dataset | None = None
     try:
         dataset = read_dataset(path.parent, suite.dataset)
@@ -109,7 +122,10 @@ def read_suite(path: Path) -> LoadedSuite:
     ]
     if problems:
         raise SourceError(problems)
-    return LoadedSuite(suite, cases, cases, digest(canonical(suite.form())), dataset.digest, path.parent)
+    form = suite_form(suite.form(), code)
+    if calibrations:
+        form["calibrations"] = {key: record.digest for key, record in sorted(calibrations.items())}
+    return LoadedSuite(suite, cases, cases, digest(canonical(form)), dataset.digest, path.parent, code, calibrations)
 
 
 def request_of(case: Case, suite: Suite, profile: str) -> Request:
@@ -172,6 +188,20 @@ def _no_request(case: Case, suite: Suite) -> str:
     except ValidationError as error:
         return "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False))
     return ""
+
+
+def _own_code(suite: Suite, folder: Path) -> tuple[dict[str, OwnCode], list[Problem]]:
+    """Read the code of the suite's own scorers."""
+    code: dict[str, OwnCode] = {}
+    problems: list[Problem] = []
+    for line in suite.scorers:
+        options = KINDS[line.name].options.model_validate(line.options)
+        if isinstance(options, OwnOptions):
+            try:
+                code[line.key] = read_own(folder, options)
+            except SourceError as error:
+                problems += error.problems
+    return code, problems
 
 
 def _scorer_problems(suite: Suite, document: Document) -> list[Problem]:

@@ -119,6 +119,24 @@ class AwaitedScorer(Protocol):
 
 AnyScorer = Scorer | AwaitedScorer
 
+
+@runtime_checkable
+class OpenedScorer(Protocol):
+    """A scorer that is opened before a run and closed after it."""
+
+    async def open(self) -> None:
+        """Get ready.
+
+        Raises:
+            BundlectlError: it cannot score anything; nothing was asked yet.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of what it holds; it may not have been opened."""
+        ...
+
+
 _FORESEEN = (ArithmeticError, AttributeError, BundlectlError, LookupError, RuntimeError, TypeError, ValueError)
 """What a scorer raises when an answer has a shape it was not made for."""
 

@@ -19,6 +19,8 @@ from bundlectl.evaluation.scorers.conduct import (
 )
 from bundlectl.evaluation.scorers.form import JsonSchema, SchemaOptions
 from bundlectl.evaluation.scorers.grounding import Groundedness, GroundingOptions
+from bundlectl.evaluation.scorers.own import OwnScorer
+from bundlectl.evaluation.scorers.own_code import OwnCode, OwnOptions
 from bundlectl.evaluation.scorers.retrieval import (
     Formula,
     RetrievalOptions,
@@ -28,7 +30,7 @@ from bundlectl.evaluation.scorers.retrieval import (
     ndcg,
     recall,
 )
-from bundlectl.evaluation.scorers.score import Scorer
+from bundlectl.evaluation.scorers.score import AnyScorer
 from bundlectl.evaluation.scorers.spans import (
     Overlap,
     SpanOptions,
@@ -53,30 +55,30 @@ class Kind:
     """
 
     options: type[Strict]
-    make: Callable[[ScorerLine, Any, Output | None], Scorer]
+    make: Callable[[ScorerLine, Any, Output | None], AnyScorer]
     decides: bool = True
     timed: bool = False
 
 
-def _text(make: Callable[[TextOptions], Scorer], line: ScorerLine, options: Any, output: Output | None) -> Scorer:
+def _text(make: Callable[[TextOptions], AnyScorer], line: ScorerLine, options: Any, output: Output | None) -> AnyScorer:
     return make(options)
 
 
-def _retrieval(formula: Formula, line: ScorerLine, options: Any, output: Output | None) -> Scorer:
+def _retrieval(formula: Formula, line: ScorerLine, options: Any, output: Output | None) -> AnyScorer:
     return RetrievalScorer(formula, line.by, line.k, options)
 
 
-def _spans(formula: Callable[[Overlap], float], line: ScorerLine, options: Any, output: Output | None) -> Scorer:
+def _spans(formula: Callable[[Overlap], float], line: ScorerLine, options: Any, output: Output | None) -> AnyScorer:
     return SpanScorer(formula, line.k, options)
 
 
 def _citations(
     formula: Callable[[citations.Cited], float], line: ScorerLine, options: Any, output: Output | None
-) -> Scorer:
+) -> AnyScorer:
     return citations.CitationScorer(formula, line.by)
 
 
-def _schema(line: ScorerLine, options: Any, output: Output | None) -> Scorer:
+def _schema(line: ScorerLine, options: Any, output: Output | None) -> AnyScorer:
     own = output.schema_ if output is not None else None
     return JsonSchema(options.schema_ if options.schema_ is not None else own)
 
@@ -102,29 +104,37 @@ KINDS: Mapping[str, Kind] = {
     ),
     "groundedness": Kind(GroundingOptions, lambda line, options, output: Groundedness(options), decides=False),
     "latency": Kind(LatencyOptions, lambda line, options, output: Latency(options), decides=False, timed=True),
+    "python": Kind(OwnOptions, lambda line, options, output: OwnScorer(options, None), decides=False),
     "cost": Kind(CostOptions, lambda line, options, output: Cost(options), decides=False, timed=True),
 }
 """Every scorer there is."""
 
 
-def make_scorer(line: ScorerLine, output: Output | None) -> Scorer:
+def make_scorer(line: ScorerLine, output: Output | None, code: OwnCode | None = None) -> AnyScorer:
     """Make the scorer of one line of a suite.
 
     Args:
         line: the line; its kind exists.
         output: how the bundle's task answers.
+        code: of a scorer of one's own; without it, it only says what it applies to.
 
     Raises:
         ValidationError: the options are not the kind's.
         ValueError: the schema in the options is none.
     """
     kind = KINDS[line.name]
-    return kind.make(line, kind.options.model_validate(line.options), output)
+    options = kind.options.model_validate(line.options)
+    return OwnScorer(options, code) if isinstance(options, OwnOptions) else kind.make(line, options, output)
 
 
-def make_scorers(lines: Sequence[ScorerLine], output: Output | None) -> dict[str, Scorer]:
-    """Make every scorer of a suite, by the key that its scores are reported under; the lines were checked before."""
-    return {line.key: make_scorer(line, output) for line in lines}
+def make_scorers(
+    lines: Sequence[ScorerLine], output: Output | None, code: Mapping[str, OwnCode] | None = None
+) -> dict[str, AnyScorer]:
+    """Make every scorer of a suite, by the key that its scores are reported under; the lines were checked before.
+
+    ``code`` is that of own scorers, by their keys.
+    """
+    return {line.key: make_scorer(line, output, (code or {}).get(line.key)) for line in lines}
 
 
 def decides(line: ScorerLine) -> bool:
