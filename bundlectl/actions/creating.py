@@ -23,6 +23,8 @@ APP_ROLES = ("builder", "evaluator", "approver", "indexer", "gc")
 ENVIRONMENT_ROLES = ("promoter", "renewer")
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?")
 _MAX_POLICY_NAME = 128
+KEEP_VERSIONS = 90
+"""As long as gc keeps releases: what it deleted, and a head that someone put back, can be restored for so long."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Wanted:
     environments: tuple[str, ...] = ENVIRONMENTS
     object_lock: int = 0
     """Days for which no version can be deleted; 0: no Object Lock."""
+    keep_versions: int = KEEP_VERSIONS
+    """Days for which a version is kept after it was replaced or deleted; 0: for ever. Never less than the lock."""
     encryption: Literal["kms", "s3"] = "kms"
     signing_keys: bool = True
     readers: tuple[str, ...] = ()
@@ -151,6 +155,8 @@ def _check(wanted: Wanted) -> None:
             raise UsageError(f"A name of a{'n' if what[0] in 'ae' else ''} {what} is given twice.")
     if wanted.object_lock < 0 or wanted.object_lock > 36500:
         raise UsageError("Object Lock lasts 1 to 36500 days.")
+    if wanted.keep_versions < 0 or wanted.keep_versions > 36500:
+        raise UsageError("Former versions are kept for 1 to 36500 days, or with 0 for ever.")
     for account in wanted.readers:
         if re.fullmatch(r"\d{12}", account) is None:
             raise UsageError(f"{account!r} is no account.", fix="An account's id has 12 digits.")
@@ -163,6 +169,11 @@ def _check(wanted: Wanted) -> None:
                     why=f"IAM takes {_MAX_POLICY_NAME}.",
                     fix="Give the registry, the app or the environment a shorter name.",
                 )
+
+
+def _kept_days(wanted: Wanted) -> int:
+    """Give for how long a former version is kept: S3 would not delete a locked one, so nothing less is promised."""
+    return max(wanted.keep_versions, wanted.object_lock) if wanted.keep_versions else 0
 
 
 def _place(wanted: Wanted) -> tuple[str, str]:
@@ -187,6 +198,7 @@ def _stacks(wanted: Wanted, key: str) -> list[_Stack]:
             | {
                 "Encryption": wanted.encryption,
                 "ObjectLockDays": str(wanted.object_lock),
+                "KeepVersionsDays": str(_kept_days(wanted)),
                 "ReaderAccounts": ",".join(wanted.readers),
             },
             {"HasKey": wanted.encryption == "kms"},
@@ -246,10 +258,10 @@ def _event(resource: str, status: str, reason: str) -> str:
 
 
 def _result(wanted: Wanted, stacks: Stacks, plans: Sequence[tuple[_Stack, ChangeSet]]) -> CreatedRegistry:
-    signers = _signers(wanted)
+    signers, days = _signers(wanted), _kept_days(wanted)
     lock = f"{wanted.object_lock} days, governance mode, for every object" if wanted.object_lock else "no"
     settings = {
-        "versions": "kept",
+        "versions": f"kept for {days} days after they were replaced or deleted" if days else "kept for ever",
         "public": "blocked",
         "transport": "TLS only",
         "writes": "what never changes is only created, what changes is only swapped",
@@ -262,7 +274,7 @@ def _result(wanted: Wanted, stacks: Stacks, plans: Sequence[tuple[_Stack, Change
         costs.append("1 key for the bucket, billed by the month and, with a bucket key, by few requests")
     if signers:
         costs.append(f"{len(signers)} signing keys, billed by the month and by the signature; --no-keys makes none")
-    costs.append("versions are kept and billed until a lifecycle rule of yours expires them")
+    costs.append(f"former versions are billed until they expire: {f'{days} days' if days else 'never'}")
     if wanted.object_lock:
         costs.append("Object Lock holds index text and receipts too: keep what must be erasable in another bucket")
     return CreatedRegistry(

@@ -46,6 +46,10 @@ def register(app: typer.Typer) -> None:
             int,
             typer.Option("--object-lock", metavar="DAYS", help="No version can be deleted for so long; 0: no."),
         ] = 0,
+        keep_versions: Annotated[
+            int,
+            typer.Option("--keep-versions", metavar="DAYS", help="Former versions expire after so long; 0: never."),
+        ] = 90,
         encryption: Annotated[
             Literal["kms", "s3"], typer.Option("--encryption", metavar="kms|s3", help="By a key of yours, or of S3.")
         ] = "kms",
@@ -69,6 +73,7 @@ def register(app: typer.Typer) -> None:
             apps=tuple(app),
             environments=tuple(environment or ENVIRONMENTS),
             object_lock=object_lock,
+            keep_versions=keep_versions,
             encryption=encryption,
             signing_keys=not no_keys,
             readers=tuple(reader_account or ()),

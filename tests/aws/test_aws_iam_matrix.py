@@ -42,10 +42,10 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "iam.md"
 APP, OTHER, ENV = "support", "sales", "prod"
 DIGEST = "sha256:" + "ab" * 32
 
-APP_ROLES = ("reader", "builder", "evaluator", "approver", "indexer", "gc")
+APP_ROLES = ("reader", "builder", "evaluator", "approver", "indexer", "copier", "gc")
 ENV_ROLES = ("promoter", "renewer")
 ROLES = (*APP_ROLES, *ENV_ROLES)
-SIGNERS = ROLES[1:]
+SIGNERS = tuple(role for role in ROLES if role not in ("reader", "copier"))
 NOBODY: tuple[str, ...] = ()
 
 
@@ -78,20 +78,21 @@ READ = {
 WRITE = {
     "keyring": (layout.keyring_key(2), NOBODY),
     "policy": (layout.policy_key(APP, 2), NOBODY),
-    "blob": (layout.blob_key(APP, DIGEST), ("builder", "evaluator", "indexer")),
-    "pack": (layout.pack_key(APP, DIGEST), ("builder",)),
-    "provenance": (_referrer("provenance"), ("builder",)),
-    "evaluation": (_referrer("evaluation"), ("evaluator",)),
-    "approval": (_referrer("approval"), ("approver",)),
-    "override": (_referrer("override"), ("approver",)),
-    "other attestation": (_referrer("attestation"), ("builder", "evaluator", "approver")),
+    "blob": (layout.blob_key(APP, DIGEST), ("builder", "evaluator", "indexer", "copier")),
+    "pack": (layout.pack_key(APP, DIGEST), ("builder", "copier")),
+    "provenance": (_referrer("provenance"), ("builder", "copier")),
+    "evaluation": (_referrer("evaluation"), ("evaluator", "copier")),
+    "approval": (_referrer("approval"), ("approver", "copier")),
+    "override": (_referrer("override"), ("approver", "copier")),
+    "other attestation": (_referrer("attestation"), ("builder", "evaluator", "approver", "copier")),
+    "release of a source": (_referrer("release"), ("copier",)),
     "head of prod": (layout.head_key(APP, ENV), ENV_ROLES),
     "history of prod": (layout.history_key(APP, ENV, 1, 1), ENV_ROLES),
     "head of staging": (layout.head_key(APP, "staging"), NOBODY),
-    "mark of gc": (layout.gc_key(APP), ("builder", "indexer", "gc", "promoter")),
-    "keyring of a source": (layout.source_keyring_key(APP, DIGEST, 1), ("builder",)),
+    "mark of gc": (layout.gc_key(APP), ("builder", "indexer", "copier", "gc", "promoter")),
+    "keyring of a source": (layout.source_keyring_key(APP, DIGEST, 1), ("copier",)),
     "index pointer": (layout.index_pointer_key(APP, "docs"), ("indexer",)),
-    "index table": (layout.index_folder(APP, "docs") + "/" + "ab" * 32 + "/part.lance", ("indexer",)),
+    "index table": (layout.index_folder(APP, "docs") + "/" + "ab" * 32 + "/part.lance", ("indexer", "copier")),
 }
 CELLS = (
     *(Cell(f"read {what}", "get", key, ROLES) for what, key in READ.items()),
@@ -425,6 +426,7 @@ Encryption with a customer-managed key is used by no stand-in.
   permission without a prefix. So a role may also list without a prefix, and see the names (apps, environments,
   digests) of the whole bucket; not what they hold. Apps whose names are secret from each other need buckets of
   their own.
+- A copier signs nothing, and may attach anything that was signed elsewhere: what counts of it, the keyring says.
 - A promoter and a renewer may do the same to the bucket. What they may do to a release is decided by their keys.
 - Keyring and policy are written by nobody but the account's administrator, and believed only with root's and the
   owners' signatures.

@@ -89,6 +89,10 @@ def test_plan_make_change(aws: StandIn, ctx: Context) -> None:
     s3 = aws.client("s3")
     bucket = f"{asked.name}-bucket"
     assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    # ministack makes no lifecycle rules: that the template's is one, cfn-lint says.
+    given = stacks().parameters(f"bundlectl-{asked.name}")
+    assert given is not None
+    assert given["KeepVersionsDays"] == "90"
     assert all(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values())
     sids = [one["Sid"] for one in json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])["Statement"]]
     assert sids == ["TlsOnly", "WhatNeverChangesIsOnlyCreated", "WhatChangesIsOnlySwapped"]
@@ -108,6 +112,21 @@ def test_plan_make_change(aws: StandIn, ctx: Context) -> None:
     assert registry_create(ctx, more, stacks=stacks()).done
 
 
+@pytest.mark.parametrize(
+    ("keep", "lock", "said"),
+    [
+        (90, 0, "kept for 90 days after they were replaced or deleted"),
+        (30, 365, "kept for 365 days after they were replaced or deleted"),
+        (0, 365, "kept for ever"),
+    ],
+)
+def test_former_versions_are_not_promised_to_go_before_their_lock(
+    aws: StandIn, ctx: Context, keep: int, lock: int, said: str
+) -> None:
+    asked = replace(wanted(), keep_versions=keep, object_lock=lock)
+    assert registry_create(ctx, asked, plan_only=True, stacks=stacks()).settings["versions"] == said
+
+
 def test_a_stack_of_another_registry_is_left_alone(aws: StandIn, ctx: Context) -> None:
     asked = replace(wanted(), apps=("b",), environments=("prod",), signing_keys=False)
     registry_create(ctx, asked, stacks=stacks())
@@ -122,6 +141,7 @@ def test_wrong_wishes_are_told_before_aws_is_asked(ctx: Context) -> None:
         replace(asked, apps=("Bad",)),
         replace(asked, apps=("a", "a")),
         replace(asked, object_lock=-1),
+        replace(asked, keep_versions=-1),
         replace(asked, readers=("12",)),
         replace(asked, name="n" * 40, apps=("a" * 40,), environments=("e" * 40,)),
     ):
