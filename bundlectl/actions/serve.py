@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+import aiohttp
 import uvicorn
 
 from bundlectl.actions.context import Context
@@ -25,6 +26,7 @@ from bundlectl.resolver.resolver import Event, Resolver
 from bundlectl.resolver.trusted import VerifiedBundle
 from bundlectl.router.assemble import Compiled, World, assemble
 from bundlectl.router.indexes import Indexes
+from bundlectl.router.key_sets import KeySets
 from bundlectl.router.router import Router
 from bundlectl.router.server import Served, Server, check_bind
 from bundlectl.storage.store import open_store
@@ -65,9 +67,11 @@ async def _serve(ctx: Context, refs: Sequence[EnvironmentReference], host: str, 
         stack.callback(listening.close)
         session = open_session()
         stack.push_async_callback(session.close)
+        key_sets = KeySets(session, ctx.reporter.warn)
+        stack.push_async_callback(key_sets.close)
         served: list[Served] = []
         for ref in refs:
-            one = await _follow(ctx, registry, pin, ref, session, poll, stack)
+            one = await _follow(ctx, registry, pin, ref, session, key_sets, poll, stack)
             served.append(one)
         note = check_bind(host, [one.current() for one in served])
         if note is not None:
@@ -88,7 +92,8 @@ async def _follow(
     registry: Registry,
     pin: str,
     ref: EnvironmentReference,
-    session: object,
+    session: aiohttp.ClientSession,
+    key_sets: KeySets,
     poll: float,
     stack: AsyncExitStack,
 ) -> Served:
@@ -107,9 +112,10 @@ async def _follow(
     world = World(
         open_index=indexes.open,
         make_embedder=open_embedder,
-        session=session,  # type: ignore[arg-type]
+        session=session,
         environ=ctx.environ,
         input_key=input_key(ctx),
+        key_sets=key_sets,
     )
 
     async def prepare(verified: VerifiedBundle) -> Compiled:

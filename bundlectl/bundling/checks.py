@@ -54,6 +54,11 @@ def check_bindings(environment: str, bound: Bindings, at: Document, bundle: Sour
         if any(key.id == other.id for other in bound.identities.api_keys[:position]):
             message = f"the API key {key.id!r} is here a second time"
             problems.append(at.problem(("identities", "api_keys", position), message))
+    issuers = bound.identities.oidc or []
+    for position, issuer in enumerate(issuers):
+        if any(issuer.id == other.id for other in issuers[:position]):
+            message = f"the token issuer {issuer.id!r} is here a second time"
+            problems.append(at.problem(("identities", "oidc", position), message, "receipts name callers by it"))
     return problems
 
 

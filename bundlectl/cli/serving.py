@@ -86,7 +86,8 @@ def register(app: typer.Typer) -> None:
 
         POST /v1/requests (JSON, or SSE with Accept: text/event-stream), GET /v1/releases, /healthz, /readyz,
         /openapi.json. What was verified last is kept on disk: with the registry away, a restart answers from it.
-        Without configured identities the server listens on loopback only.
+        Callers send an API key or an OIDC token (JWT), as the bindings' identities say; without configured identities
+        the server listens on loopback only.
         """
         from bundlectl.actions.serve import serve as act
 

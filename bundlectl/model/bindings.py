@@ -5,11 +5,12 @@ Credentials are references, never values: ``env:NAME``, ``file:/path``, ``aws-sm
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
-from bundlectl.model.types import Digest, Name, Strict
+from bundlectl.model.types import Digest, Duration, Name, Strict
 
 CredentialRef = Annotated[str, StringConstraints(pattern=r"^(env:[A-Z][A-Z0-9_]*|file:/.+|aws-sm:.+|ssm:/.+)$")]
 
@@ -54,10 +55,84 @@ class ApiKey(Strict):
     roles: list[str] = Field(min_length=1)
 
 
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""What may sign a token: asymmetric algorithms only, as whoever can check a shared secret can also forge with it."""
+
+ClaimPath = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1, max_length=8)]
+"""A claim of a token by its name, or by the names on the way to it through nested objects."""
+
+_WEB = re.compile(r"https://[^/?#\s@]+(/[^?#\s]*)?|http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?(/[^?#\s]*)?")
+MAX_STARS: Final = 4
+
+
+def is_secure(url: str) -> bool:
+    """Say whether an address is https, or on this machine, and names neither user nor query."""
+    return _WEB.fullmatch(url) is not None
+
+
+def _secure(what: str, url: str) -> None:
+    if not is_secure(url):
+        raise ValueError(f"{what} is an https address without user, query and fragment; http is for loopback only")
+
+
+class Caller(Strict):
+    """Whose tokens these are, and what they may claim.
+
+    ``subject`` is held against the token's ``sub``; ``*`` in it stands for any characters, also ``:`` and ``/``.
+    Tenants and roles are named here (``*``: any), or read from a claim that holds a string or a list of them: there
+    ``*`` means nothing.
+    """
+
+    subject: Annotated[str, Field(min_length=1, max_length=512)]
+    tenants: Annotated[list[str], Field(min_length=1)] | None = None
+    tenants_claim: ClaimPath | None = None
+    roles: Annotated[list[str], Field(min_length=1)] | None = None
+    roles_claim: ClaimPath | None = None
+
+    @model_validator(mode="after")
+    def _one_source_each(self) -> Self:
+        for what, named, claim in (
+            ("tenants", self.tenants, self.tenants_claim),
+            ("roles", self.roles, self.roles_claim),
+        ):
+            if (named is None) == (claim is None):
+                raise ValueError(f"give {what}, or {what}_claim, and not both")
+        if self.subject.count("*") > MAX_STARS:
+            raise ValueError(f"a subject has at most {MAX_STARS} stars")
+        return self
+
+
+class TokenIssuer(Strict):
+    """Whose OIDC tokens (JWT) are believed. ``id`` goes before the subject in receipts: ``id:subject``.
+
+    ``jwks`` says where the issuer's public keys are: an https address, or ``file:/path``; by default its discovery
+    document says. They are asked for again every ``keys_ttl``, and while the issuer is away, believed until
+    ``keys_max_age``. ``leeway`` is how far clocks may differ. The first of ``callers`` that a token fits counts.
+    """
+
+    id: Name
+    issuer: str
+    audience: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    jwks: str | None = None
+    algorithms: Annotated[list[Algorithm], Field(min_length=1)] = ["RS256", "ES256", "ES384"]
+    leeway: Duration = "30s"
+    keys_ttl: Duration = "10m"
+    keys_max_age: Duration = "24h"
+    callers: list[Caller] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _addresses(self) -> Self:
+        _secure("the issuer", self.issuer)
+        if self.jwks is not None and not self.jwks.startswith("file:/"):
+            _secure("jwks (which may also be file:/path)", self.jwks)
+        return self
+
+
 class Identities(Strict):
     """Who may call the router. Without any, a server binds to loopback only."""
 
     api_keys: list[ApiKey] = []
+    oidc: list[TokenIssuer] | None = None
 
 
 class Bindings(Strict):

@@ -17,7 +17,7 @@ from bundlectl.inference.credentials import resolve_credential
 from bundlectl.inference.fitting import provider_misfits
 from bundlectl.inference.prices import PriceBook, open_price_book
 from bundlectl.inference.provider import Provider
-from bundlectl.model.bindings import Bindings, Limit, ModelBinding
+from bundlectl.model.bindings import Bindings, Identities, Limit, ModelBinding
 from bundlectl.model.bundle import Bundle, Components
 from bundlectl.model.components import Embedding, Model, Profile, Retrieval, Route
 from bundlectl.model.contract import ReleaseRef
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from bundlectl.inference.embeddings import Embedder
     from bundlectl.retrieval.search import SearchResult
+    from bundlectl.router.key_sets import KeySets
 
 
 class Searcher(Protocol):
@@ -84,6 +85,8 @@ class World:
     environ: Mapping[str, str] = field(default_factory=dict)
     input_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     make_provider: Callable[[str, Model, ModelBinding, World], Provider] | None = None
+    key_sets: KeySets | None = None
+    """Token issuers' keys, which outlive releases, and are asked for before one serves; where there are callers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
     """
     # Compiling takes tens of milliseconds, and this runs on the loop that is answering requests.
     made = await asyncio.to_thread(_compile, bundle, bindings, world)
+    if world.key_sets is not None:
+        await made.identities.warm()
     parts = bundle.components
     indexes = await _open_indexes(parts, bindings, world)
     return Compiled(
@@ -156,7 +161,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         routes=made.routes,
         select=RouteTable(parts.routes.select),
         access=made.access,
-        identities=KnownIdentities(bindings.identities.api_keys),
+        identities=made.identities,
         limits=bindings.limits.tenants,
         breakers={name: Breaker() for name in parts.models},
         prices=made.prices,
@@ -173,6 +178,7 @@ class _Made:
     prompts: Mapping[str, CompiledPrompt]
     outputs: Mapping[str, CompiledOutput]
     routes: Mapping[str, CompiledRoute]
+    identities: KnownIdentities
     prices: PriceBook
 
 
@@ -188,8 +194,18 @@ def _compile(bundle: Bundle, bindings: Bindings, world: World) -> _Made:
         prompts={name: CompiledPrompt.compile(name, prompt) for name, prompt in parts.prompts.items()},
         outputs={name: CompiledOutput.compile(output) for name, output in parts.output.items()},
         routes={name: _route(name, route, parts, bindings, world) for name, route in parts.routes.routes.items()},
+        identities=_identities(bindings.identities, world),
         prices=open_price_book(world.environ),
     )
+
+
+def _identities(bound: Identities, world: World) -> KnownIdentities:
+    if not bound.oidc:
+        return KnownIdentities(bound.api_keys)
+    from bundlectl.router.key_sets import KeySets
+    from bundlectl.router.tokens import Tokens
+
+    return KnownIdentities(bound.api_keys, Tokens(bound.oidc, world.key_sets or KeySets(world.session)))
 
 
 def _check_bindings(parts: Components, bindings: Bindings) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bundlectl.model.bindings import ApiKey
 from bundlectl.model.canonical import hex_of
+
+if TYPE_CHECKING:
+    from bundlectl.router.tokens import Tokens
 
 ANY: Final = "*"
 MAX_KEY = 512
@@ -36,24 +39,71 @@ def _holds(claimable: frozenset[str], value: str) -> bool:
     return ANY in claimable or value in claimable
 
 
-class KnownIdentities:
-    """The identities of an environment's bindings."""
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """Who calls is not known, and why. ``later``: it cannot be told now, as an issuer's keys are not to be had."""
 
-    def __init__(self, keys: Sequence[ApiKey]) -> None:
+    why: str
+    later: bool = False
+
+
+_NOTHING: Final = Stranger("it carries neither an API key nor a token")
+_UNKNOWN: Final = Stranger("it carries no API key that is known here")
+
+
+class KnownIdentities:
+    """The identities of an environment's bindings: API keys, and where issuers are bound, OIDC tokens."""
+
+    def __init__(self, keys: Sequence[ApiKey], tokens: Tokens | None = None) -> None:
+        self.tokens = tokens
         self._keys = [
             (bytes.fromhex(hex_of(key.hash)), Identity(key.id, frozenset(key.tenants), frozenset(key.roles)))
             for key in keys
         ]
 
     def __bool__(self) -> bool:
-        return bool(self._keys)
+        return bool(self._keys) or self.tokens is not None
 
-    def of_key(self, presented: str | None) -> Identity | None:
-        """Give the identity of an API key; every stored hash is compared, each in constant time.
+    async def warm(self) -> None:
+        """Ask for the keys of every token issuer; one that is away stops nothing."""
+        if self.tokens is not None:
+            await self.tokens.warm()
+
+    def look(self, presented: str | None) -> Awaitable[None] | None:
+        """Give what must be waited for before :meth:`of` can tell; ``None``, as nearly always: nothing."""
+        if self.tokens is None or not presented:
+            return None
+        return self.tokens.look(presented)
+
+    def of(self, presented: str | None) -> Identity | Stranger:
+        """Give whose an API key or token is.
 
         Without configured identities everyone is :data:`LOCAL`, which is why such a server stays on loopback.
         """
-        if not self._keys:
+        if not self:
+            return LOCAL
+        if not presented:
+            return _NOTHING
+        found = self.of_key(presented) if self._keys else None
+        if found is not None:
+            return found
+        return self.tokens.judge(presented) if self.tokens is not None else _UNKNOWN
+
+    def still(self, was: Identity) -> Identity | None:
+        """Give what a caller that was known before may claim now; ``None``: it is not known any more.
+
+        For what is done later in its name. Rights that came out of a token's own claims are as they were.
+        """
+        if not self:
+            return was
+        key = next((identity for _, identity in self._keys if identity.name == was.name), None)
+        if key is not None or self.tokens is None:
+            return key
+        return self.tokens.still(was)
+
+    def of_key(self, presented: str | None) -> Identity | None:
+        """Give the identity of an API key; every stored hash is compared, each in constant time."""
+        if not self:
             return LOCAL
         if not presented or len(presented) > MAX_KEY:
             return None
@@ -66,7 +116,7 @@ class KnownIdentities:
 
 
 def presented_key(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """Give the API key of a request: ``Authorization: Bearer …``, else ``x-api-key``. Names are in lower case."""
+    """Give a request's API key or token: ``Authorization: Bearer …``, else ``x-api-key``. Names are in lower case."""
     other: str | None = None
     for name, value in headers:
         if name == b"authorization":

@@ -51,7 +51,7 @@ def openapi() -> dict[str, Any]:
     responses = {
         "200": {"description": "Answered, or refused with no_answer or output_blocked.", "content": answered},
         "400": {"description": "The body is not JSON.", "content": error},
-        "401": {"description": "No API key that is known here.", "content": error},
+        "401": {"description": "No API key or token that is known here.", "content": error},
         "403": {"description": "Refused with access_denied.", "content": answer},
         "406": {"description": "x-app names an app that is not served here.", "content": error},
         "408": {"description": "The body was not there within ten seconds.", "content": error},
@@ -59,7 +59,10 @@ def openapi() -> dict[str, Any]:
         "422": {"description": "Does not fit the contract, or refused with input_blocked.", "content": either},
         "429": {"description": "Refused with limited.", "content": answer},
         "431": {"description": "The headers are larger than 32 KiB.", "content": error},
-        "503": {"description": "Nothing could answer, or no release is loaded.", "content": error},
+        "503": {
+            "description": "Nothing could answer, nothing is loaded, or a token cannot be verified now.",
+            "content": error,
+        },
     }
     return {
         "openapi": "3.1.0",

@@ -6,7 +6,7 @@
 ====  ==========================================================================================
 200   answered; or refused with ``no_answer`` or ``output_blocked``, which are answers too
 400   the body is not JSON
-401   no identity, where identities are configured
+401   no identity, where identities are configured: no known API key, no valid token (``why`` says which)
 403   refused with ``access_denied``
 404   no such path; 405 another method
 406   ``x-app`` names an app that is not served here
@@ -16,7 +16,8 @@
 429   refused with ``limited``
 431   the headers are larger than 32 KiB
 500   a defect
-503   nothing could answer (see the receipt's attempts), or no release is loaded
+503   nothing could answer (see the receipt's attempts), no release is loaded, or the keys that a token would be
+      verified with cannot be fetched
 ====  ==========================================================================================
 """
 
@@ -42,7 +43,7 @@ from bundlectl.model.contract import Request
 from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
 from bundlectl.router.assemble import Compiled
 from bundlectl.router.contract import ContractError
-from bundlectl.router.identity import Identity, presented_key
+from bundlectl.router.identity import Identity, Stranger, presented_key
 from bundlectl.router.openapi import openapi
 from bundlectl.router.router import Event, Router, error_body
 
@@ -169,6 +170,8 @@ class Server:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         _check_headers(headers)
         local = _arrived_locally(scope) and _named_locally(headers)
+        for fetch in self._fetches(headers):
+            await fetch
         self._known(headers, local=local)  # before anything of the body is held for a stranger
         body = await _read(headers, receive, self._body_seconds)
         if body is None:
@@ -188,6 +191,17 @@ class Server:
         else:
             await _send(send, outcome.status, outcome.answer.model_dump_json(exclude_none=True).encode())
 
+    def _fetches(self, headers: list[tuple[bytes, bytes]]) -> list[Awaitable[None]]:
+        """Give what to wait for before the caller can be told: an issuer's keys, at first and when they are new."""
+        waits: list[Awaitable[None]] = []
+        for one in self._served:
+            compiled = one.loaded()
+            if compiled is not None and compiled.identities.tokens is not None:
+                fetch = compiled.identities.look(presented_key(headers))
+                if fetch is not None:
+                    waits.append(fetch)
+        return waits
+
     def _known(self, headers: list[tuple[bytes, bytes]], *, local: bool) -> list[_Judged]:
         """Give the releases that know the caller. One without identities is for loopback, wherever the server listens.
 
@@ -198,18 +212,16 @@ class Server:
         if not loaded:
             raise _http(503, "not_ready", "No release is loaded here.", fix="See /readyz.")
         found: list[_Judged] = []
+        strangers: list[Stranger] = []
         for one, compiled in loaded:
             if compiled.identities or local:
-                identity = compiled.identities.of_key(presented_key(headers))
-                if identity is not None:
+                identity = compiled.identities.of(presented_key(headers))
+                if isinstance(identity, Identity):
                     found.append(_Judged(one, compiled, identity))
+                else:
+                    strangers.append(identity)
         if not found:
-            raise _http(
-                401,
-                "unauthenticated",
-                "The request carries no API key that is known here.",
-                fix="Send it as Authorization: Bearer KEY, or as x-api-key.",
-            )
+            raise _unknown(strangers)
         return found
 
     # ------------------------------------------------------------ the rest
@@ -229,6 +241,25 @@ class Server:
 
     async def _openapi(self, _: HttpRequest) -> JSONResponse:
         return JSONResponse(self._document)
+
+
+def _unknown(strangers: Sequence[Stranger]) -> HttpError:
+    later = next((one for one in strangers if one.later), None)
+    if later is not None:
+        return _http(
+            503,
+            "identity_unavailable",
+            "The token cannot be verified now.",
+            why=later.why,
+            fix="Try again in some seconds.",
+        )
+    return _http(
+        401,
+        "unauthenticated",
+        "The request carries no API key or token that is known here.",
+        why="; ".join(dict.fromkeys(one.why for one in strangers)),
+        fix="Send it as Authorization: Bearer KEY, or as x-api-key.",
+    )
 
 
 def _choose(request: Request, found: list[_Judged], app: bytes | None) -> _Judged:
