@@ -12,6 +12,7 @@ from pathlib import Path
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import open_trust
 from bundlectl.inference.embeddings import open_embedder
+from bundlectl.inference.presidio import PresidioProcesses
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
@@ -132,6 +133,7 @@ async def world(
         on_warning=ctx.reporter.warn,
     )
     session = open_session()
+    presidio = PresidioProcesses()
     try:
         yield World(
             open_index=indexes.open,
@@ -139,8 +141,10 @@ async def world(
             session=session,
             environ=ctx.environ,
             input_key=input_key(ctx),
+            presidio=presidio,
         )
     finally:
+        await presidio.close()
         await session.close()
 
 

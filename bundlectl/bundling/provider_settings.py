@@ -27,9 +27,10 @@ def check_parameters(bundle: SourceBundle, document: Document) -> list[Problem]:
 
 
 def check_guards(bound: Bindings, at: Document) -> list[Problem]:
-    """Check the guardrail that an environment binds for models on Bedrock."""
-    guard = bound.guards.get("bedrock")
-    return _fits(guard, BedrockGuard, at, ("guards", "bedrock")) if guard is not None else []
+    """Check the guardrails of Amazon Bedrock that an environment binds."""
+    return [
+        problem for name, guard in bound.guards.items() for problem in _fits(guard, BedrockGuard, at, ("guards", name))
+    ]
 
 
 def _fits(value: dict[str, Any], model: type[Strict], document: Document, at: At) -> list[Problem]:

@@ -29,10 +29,14 @@ class ConverseParameters(Strict):
 
 
 class BedrockGuard(Strict):
-    """The binding ``guards.bedrock``: the guardrail that every Bedrock model of the environment is called with."""
+    """A guardrail, by id or ARN. Every Bedrock model of the environment is called with the one bound as ``bedrock``.
+
+    ``region`` is for guardrails that profiles apply on their own; an ARN says it already.
+    """
 
     id: Annotated[str, Field(min_length=1, max_length=2048)]
     version: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,7}|DRAFT)$")]
+    region: str | None = None
 
 
 def first_problem(error: ValidationError) -> str:

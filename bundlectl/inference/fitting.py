@@ -30,6 +30,24 @@ def misfits(bindings: Bindings, parts: Components) -> list[str]:
     for name in sorted({route.model for route in parts.routes.routes.values()} - set(bindings.disabled_models)):
         bound = bindings.models.get(name) or ModelBinding()
         problems += provider_misfits(name, parts.models[name], bound, bindings.guards)
+    return problems + _guard_misfits(parts, bindings.guards)
+
+
+def _guard_misfits(parts: Components, guards: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    named = {
+        side.bedrock.guard
+        for profile in parts.guardrails.values()
+        for side in (profile.input, profile.output)
+        if side.bedrock is not None
+    }
+    problems = [
+        f"they bind no guards.{name}, which a profile of the bundle applies" for name in sorted(named - set(guards))
+    ]
+    for name in sorted(named & set(guards) - {"bedrock"}):
+        try:
+            BedrockGuard.model_validate(guards[name])
+        except ValidationError as error:
+            problems.append(f"guards.{name} does not name a guardrail: {first_problem(error)}")
     return problems
 
 

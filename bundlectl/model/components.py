@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from bundlectl.model.types import Digest, Duration, Name, RelativePath, StoreName, Strict
 
@@ -198,11 +198,41 @@ class Detector(Strict):
         return self
 
 
+class BedrockCheck(Strict):
+    """Amazon Bedrock's ApplyGuardrail, on text that the detectors let through.
+
+    ``guard`` names the guardrail among the environment's ``guards`` bindings. No answer in time blocks.
+    """
+
+    guard: Name = "bedrock"
+    timeout: Duration = "2s"
+
+
+PresidioEntity = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
+
+
+class PresidioCheck(Strict):
+    """Microsoft Presidio's analyzer, in a process of its own, on text that the detectors let through.
+
+    ``entities``: by Presidio's names, and what to do about each. ``score``: the least confidence that counts.
+    ``model``: an installed spaCy pipeline, which names, places and organisations need; without one there are patterns
+    alone. No answer in time blocks.
+    """
+
+    entities: dict[PresidioEntity, Literal["block", "redact", "flag"]] = Field(min_length=1)
+    score: Annotated[float, Field(ge=0, le=1)] = 0.5
+    language: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")] = "en"
+    model: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,79}$")] | None = None
+    timeout: Duration = "2s"
+
+
 class Guard(Strict):
-    """One side of a profile: a cap in characters and the detectors, in order."""
+    """One side of a profile: a cap in characters and the detectors, in order; then what looks at text elsewhere."""
 
     max_chars: Annotated[int, Field(ge=1, le=1_000_000)] = 16_000
     detectors: list[Detector] = []
+    presidio: PresidioCheck | None = None
+    bedrock: BedrockCheck | None = None
 
 
 class Profile(Strict):

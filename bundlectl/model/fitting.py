@@ -26,16 +26,19 @@ def returning(live: Bindings, then: Bindings, parts: Components) -> tuple[Bindin
     gone = {*live.models, *live.disabled_models} - set(parts.models) | set(live.indexes) - indexes
     old_models = {n: b for n, b in then.models.items() if n in parts.models and n not in live.models}
     old_places = {n: p for n, p in then.indexes.items() if n in indexes and n not in live.indexes}
+    guards = {side.bedrock.guard for p in parts.guardrails.values() for side in (p.input, p.output) if side.bedrock}
+    old_guards = {n: g for n, g in then.guards.items() if n in guards and n not in live.guards}
     # Off when it was last live here, and nothing was bound to it since: it may have no address at all.
     old_off = [n for n in then.disabled_models if n in parts.models and n not in {*live.models, *disabled}]
     bindings = live.model_copy(
         update={
             "models": models | old_models,
             "indexes": places | old_places,
+            "guards": live.guards | old_guards,
             "disabled_models": [*disabled, *old_off],
         }
     )
     changes = [f"{name} is left out: the bundle does not have it" for name in sorted(gone)]
-    changes += [f"{name} is bound as it was then" for name in sorted({*old_models, *old_places})]
+    changes += [f"{name} is bound as it was then" for name in sorted({*old_models, *old_places, *old_guards})]
     changes += [f"{name} stays disabled, as it was then" for name in sorted(old_off)]
     return bindings, changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from bundlectl.router.inspecting import inspect_json, joined
 from bundlectl.router.run import Refusal, Run, guard_record
 from bundlectl.stages.access import AccessQuestion
 
@@ -51,13 +52,21 @@ def check_access(run: Run) -> None:
         raise Refusal("access_denied", "The policies of this release do not permit the request.")
 
 
-def guard_input(run: Run) -> None:
-    """Inspect every string of the input; from here on the redacted input is the only one there is."""
+async def guard_input(run: Run) -> None:
+    """Inspect every string of the input; from here on the redacted input is the only one there is.
+
+    What looks at text elsewhere is shown what the detectors left.
+    """
     guarded = run.profile.input.apply_json(run.request.input)
     run.guards["input"] = guard_record("input", guarded.action, guarded.findings)
     if guarded.action == "block":
         raise Refusal("input_blocked", f"The input was blocked: {_named(guarded.findings)}.")
     run.input = guarded.value
+    if run.profile.input_inspectors:
+        run.input, seen = await inspect_json(run.profile.input_inspectors, run.input, "input")
+        run.guards["input"] = joined(run.guards["input"], seen, "input")
+        if seen.action == "block":
+            raise Refusal("input_blocked", f"The input was blocked: {_named(seen.findings)}.")
     asked = run.input.get(run.task.question_input, "")
     run.question = asked if isinstance(asked, str) else ""
 

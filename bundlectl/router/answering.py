@@ -16,6 +16,7 @@ from bundlectl.model.receipt import ValidationRecord
 from bundlectl.router.citations import cited
 from bundlectl.router.contract import ContractError
 from bundlectl.router.grounding import NOTHING_FOUND
+from bundlectl.router.inspecting import inspect_json, joined
 from bundlectl.router.invocation import Invocation
 from bundlectl.router.run import Refusal, Run, guard_record
 from bundlectl.router.windows import GuardedStream
@@ -63,6 +64,7 @@ async def guard_output(run: Run) -> None:
         _note(run, outcome)
         _take_citations(run, text)
         run.output = outcome.text
+        await _inspect(run)
         return
     checked = run.checked = await _check(run.task.output, text)
     if checked.outcome == "invalid":
@@ -75,11 +77,28 @@ async def guard_output(run: Run) -> None:
         return
     _take_citations(run, checked.value)
     _note(run, GuardOutcome("", guarded.action, guarded.findings))
-    if guarded.value != checked.value:
-        again = run.task.output.check(json.dumps(guarded.value, ensure_ascii=False))
+    run.output = guarded.value
+    await _inspect(run)
+    if run.output != checked.value:
+        again = run.task.output.check(json.dumps(run.output, ensure_ascii=False))
         if again.outcome == "invalid":
             raise Refusal("output_blocked", "The answer no longer has its required form after redaction.")
-    run.output = guarded.value
+
+
+async def _inspect(run: Run) -> None:
+    """Show the answer and its quotes, as the detectors left them, to what looks at text elsewhere."""
+    inspectors = run.profile.output_inspectors
+    if not inspectors:
+        return
+    quotes = [citation.quote for citation in run.citations]
+    value, seen = await inspect_json(inspectors, [run.output, quotes], "output")
+    run.guards["output"] = joined(run.guards["output"], seen, "output")
+    if seen.action == "block":
+        raise Refusal("output_blocked", f"The answer was blocked: {', '.join(sorted(seen.findings))}.")
+    run.output, quotes = value
+    run.citations = [
+        citation.model_copy(update={"quote": quote}) for citation, quote in zip(run.citations, quotes, strict=True)
+    ]
 
 
 def answer_digest(output: object) -> str:
@@ -127,6 +146,8 @@ def validate_output(run: Run) -> str | None:
 async def stream_text(run: Run) -> AsyncGenerator[str, None]:
     """Invoke, guard and release in one: text comes out as soon as a window of it is known to be clean.
 
+    Where something looks at the answer elsewhere, it comes out whole, once that is done.
+
     Raises:
         Refusal: the guard blocks, or the provider found no answer.
         ProviderError: the stream broke after text was released.
@@ -135,10 +156,12 @@ async def stream_text(run: Run) -> AsyncGenerator[str, None]:
     invocation = _invocation(run)
     gate = GuardedStream(run.profile.output, run.profile.output_max_chars)
     released: list[str] = []
+    held = bool(run.profile.output_inspectors)
     async with aclosing(invocation.stream()) as deltas:
         async for delta in deltas:
             if delta is None:
                 gate = GuardedStream(run.profile.output, run.profile.output_max_chars)
+                released.clear()
                 continue
             run.reply = delta.reply or run.reply
             if run.reply is not None and run.reply.refused:
@@ -148,12 +171,16 @@ async def stream_text(run: Run) -> AsyncGenerator[str, None]:
             finally:
                 run.guards["output"] = guard_record("output", gate.action, gate.findings)
             if text:
-                invocation.committed = True
                 released.append(text)
-                yield text
+                if not held:
+                    invocation.committed = True
+                    yield text
     if run.reply is not None:
         _take_citations(run, run.reply.text)
     run.output = "".join(released)
+    if held:
+        await _inspect(run)
+        yield run.output
     run.validation = _not_checked(run)
 
 

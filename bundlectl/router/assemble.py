@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bundlectl.inference.credentials import resolve_credential
 from bundlectl.inference.fitting import provider_misfits
+from bundlectl.inference.inspection import Inspector
 from bundlectl.inference.prices import PriceBook, open_price_book
 from bundlectl.inference.provider import Provider
 from bundlectl.model.bindings import Bindings, Identities, Limit, ModelBinding
 from bundlectl.model.bundle import Bundle, Components
-from bundlectl.model.components import Embedding, Model, Profile, Retrieval, Route
+from bundlectl.model.components import Embedding, Guard, Model, Profile, Retrieval, Route
 from bundlectl.model.contract import ReleaseRef
 from bundlectl.model.errors import BackendUnavailable, UsageError, VerificationFailed
 from bundlectl.model.types import seconds
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from bundlectl.inference.embeddings import Embedder
+    from bundlectl.inference.presidio import PresidioProcesses
     from bundlectl.retrieval.search import SearchResult
     from bundlectl.router.key_sets import KeySets
 
@@ -85,6 +87,7 @@ class World:
     environ: Mapping[str, str] = field(default_factory=dict)
     input_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     make_provider: Callable[[str, Model, ModelBinding, World], Provider] | None = None
+    presidio: PresidioProcesses | None = None
     key_sets: KeySets | None = None
     """Token issuers' keys, which outlive releases, and are asked for before one serves; where there are callers."""
 
@@ -96,6 +99,8 @@ class CompiledProfile:
     input: CompiledGuard
     output: CompiledGuard
     output_max_chars: int
+    input_inspectors: tuple[Inspector, ...] = ()
+    output_inspectors: tuple[Inspector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,9 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
     if world.key_sets is not None:
         await made.identities.warm()
     parts = bundle.components
+    for profile in made.profiles.values():
+        for inspector in (*profile.input_inspectors, *profile.output_inspectors):
+            await inspector.ready()
     indexes = await _open_indexes(parts, bindings, world)
     return Compiled(
         app=parts.application.app,
@@ -190,7 +198,7 @@ def _compile(bundle: Bundle, bindings: Bindings, world: World) -> _Made:
     _check_cases(access)
     return _Made(
         access=access,
-        profiles={name: _profile(profile) for name, profile in parts.guardrails.items()},
+        profiles={name: _profile(name, profile, bindings, world) for name, profile in parts.guardrails.items()},
         prompts={name: CompiledPrompt.compile(name, prompt) for name, prompt in parts.prompts.items()},
         outputs={name: CompiledOutput.compile(output) for name, output in parts.output.items()},
         routes={name: _route(name, route, parts, bindings, world) for name, route in parts.routes.routes.items()},
@@ -252,10 +260,35 @@ def _check_names(parts: Components) -> None:
                 raise VerificationFailed(f"The bundle refers to the {what} {name}, which it does not have.")
 
 
-def _profile(profile: Profile) -> CompiledProfile:
+def _profile(name: str, profile: Profile, bindings: Bindings, world: World) -> CompiledProfile:
     return CompiledProfile(
-        CompiledGuard.compile(profile.input), CompiledGuard.compile(profile.output), profile.output.max_chars
+        CompiledGuard.compile(profile.input),
+        CompiledGuard.compile(profile.output),
+        profile.output.max_chars,
+        _inspectors(name, profile.input, bindings, world),
+        _inspectors(name, profile.output, bindings, world),
     )
+
+
+def _inspectors(profile: str, guard: Guard, bindings: Bindings, world: World) -> tuple[Inspector, ...]:
+    """Open what looks at text elsewhere: first what sees it on this machine, then what sends it to a service."""
+    inspectors: list[Inspector] = []
+    if guard.presidio is not None:
+        if world.presidio is None:
+            raise UsageError(f"Profile {profile} needs Presidio, and no processes for it were opened here.")
+        inspectors.append(world.presidio.inspector(guard.presidio))
+    if guard.bedrock is not None:
+        from bundlectl.inference.apply_guardrail import open_inspector
+
+        name = guard.bedrock.guard
+        bound = bindings.guards.get(name)
+        if bound is None or world.session is None:
+            raise UsageError(
+                f"Profile {profile} applies the guardrail {name}, which is not bound in this environment.",
+                fix=f'Bind it in the environment\'s file: guards: {{{name}: {{id: abc123, version: "3"}}}}',
+            )
+        inspectors.append(open_inspector(bound, seconds(guard.bedrock.timeout), world.session, world.environ))
+    return tuple(inspectors)
 
 
 def _task(name: str, parts: Components, made: _Made, indexes: Mapping[str, LiveIndex]) -> CompiledTask:

@@ -47,7 +47,7 @@ STAGES: Final = (
     Stage("identity", check_identity),
     Stage("limits", check_limits),
     Stage("access", check_access),
-    Stage("input_guard", guard_input),
+    Stage("input_guard", guard_input, waits=True),
     Stage("retrieval", retrieve, waits=True),  # searches and reranks
     Stage("packing", pack_passages),
     Stage("prompt", render_prompt),

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bundlectl.inference.http import open_session
+from bundlectl.inference.presidio import PresidioProcesses
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle, component_document, make_bundle
 from bundlectl.model.canonical import canonical, digest
@@ -232,6 +233,7 @@ async def setting(
     bindings: dict[str, Any] | None = None,
     chance: Callable[[], float] = lambda: 0.0,
     checked: datetime | None = NOW,
+    presidio: PresidioProcesses | None = None,
 ) -> Any:
     """Assemble the app against a model server; bindings are merged over its addresses."""
     session = open_session()
@@ -255,7 +257,7 @@ async def setting(
 
         return opened()
 
-    world = World(open_index=open_index, session=session, input_key=b"k" * 32)
+    world = World(open_index=open_index, session=session, input_key=b"k" * 32, presidio=presidio)
     async with session:
         compiled = await assemble(bundle, bound, ref, world)
         receipts = Receipts()
