@@ -25,8 +25,9 @@ from typing import Generic, Protocol, TypeVar
 from bundlectl.evaluation.journal import Journal
 from bundlectl.evaluation.remembering import Memory
 from bundlectl.evaluation.report import CaseResult, Row
-from bundlectl.evaluation.scorers.score import AnyScorer, OpenedScorer, Sample, Score, failed, weigh_case
-from bundlectl.evaluation.scorers.table import make_scorers
+from bundlectl.evaluation.scorers.judge import Judge
+from bundlectl.evaluation.scorers.score import AnyScorer, OpenedScorer, Sample, Score, failed, measured, weigh_case
+from bundlectl.evaluation.scorers.table import make_scorers, paired
 from bundlectl.evaluation.suite import LoadedSuite, request_of
 from bundlectl.inference.provider import Passage
 from bundlectl.model.components import Output
@@ -130,7 +131,7 @@ class Side(Generic[Identity]):
     """One of the bundles of a run: its router, and what :func:`run` says of the other fields.
 
     ``capture`` is given each answer as it comes, for reports that show them; results hold no text. ``memory``: what
-    earlier runs were answered, and where this one's answers are kept.
+    earlier runs were answered, and where this one's answers are kept. ``judges``: those that scorers ask.
     """
 
     router: Answers[Identity] = field(kw_only=False)
@@ -140,6 +141,7 @@ class Side(Generic[Identity]):
     journal: Journal | None = None
     capture: Callable[[Row, Answer], None] | None = None
     memory: Memory | None = None
+    judges: Mapping[str, Judge] = field(default_factory=dict)
 
 
 @dataclass
@@ -193,11 +195,12 @@ WAIT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class _Job(Generic[Identity]):
-    side: int
+class _Job:
+    """Rows to ask one after the other: of one side, or of both where their answers are scored beside each other."""
+
+    sides: tuple[int, ...]
     case: Case
     repeat: int
-    one: _One[Identity]
 
 
 async def run_sides(
@@ -224,13 +227,20 @@ async def run_sides(
     """
     budget = budget or Budget()
     pace = Pace(concurrency, pause, timer)
+    pairs = paired(loaded.suite.scorers)
+    together = bool(pairs) and len(sides) == 2
     ones = [
         _One(
             side.router,
             side.identity,
             loaded,
             side.profile,
-            make_scorers(loaded.suite.scorers, side.output, loaded.code),
+            {
+                key: scorer
+                for key, scorer in make_scorers(loaded.suite.scorers, side.output, loaded.code, side.judges).items()
+                # Beside no baseline there is nothing to prefer, and the baseline's scores follow from the candidate's.
+                if key not in pairs or (together and number == 0)
+            },
             pace,
             pause,
             clock,
@@ -238,22 +248,38 @@ async def run_sides(
             side.capture,
             side.memory,
         )
-        for side in sides
+        for number, side in enumerate(sides)
     ]
     done: list[dict[Row, CaseResult]] = [{} for _ in sides]
-    jobs: deque[_Job[Identity]] = deque()
+    jobs: deque[_Job] = deque()
     for repeat in range(1, repeats + 1):
         for position, case in enumerate(loaded.chosen):
-            for turn in range(len(sides)):
-                number = (turn + position + repeat) % len(sides)
-                journal = sides[number].journal
-                kept = journal.finished.get((case.id, repeat)) if journal is not None else None
-                if kept is None:
-                    jobs.append(_Job(number, case, repeat, ones[number]))
-                    continue
-                done[number][kept.row] = kept
-                budget.take(kept)
-                on_done(kept)
+            turns = [(turn + position + repeat) % len(sides) for turn in range(len(sides))]
+            kept = {
+                number: row
+                for number in turns
+                if (journal := sides[number].journal) is not None
+                and (row := journal.finished.get((case.id, repeat))) is not None
+            }
+            if together and len(kept) < len(sides):
+                # A journal has no texts, so one side's answer cannot be scored beside the other's that it holds.
+                kept = {}
+            for number, row in kept.items():
+                done[number][row.row] = row
+                budget.take(row)
+                on_done(row)
+            todo = tuple(number for number in turns if number not in kept)
+            if together and todo:
+                jobs.append(_Job(todo, case, repeat))
+            else:
+                jobs.extend(_Job((number,), case, repeat) for number in todo)
+
+    async def rows_of(job: _Job) -> dict[int, CaseResult]:
+        asked = {number: await ones[number].ask(job.case, job.repeat) for number in job.sides}
+        if not together:
+            return {number: await ones[number].score(row) for number, row in asked.items()}
+        candidate = await ones[0].score(asked[0], asked[1].answer)
+        return {0: candidate, 1: mirrored(await ones[1].score(asked[1]), candidate, pairs)}
 
     async def work(number: int) -> None:
         # Workers share the queue: each takes the next row when it is free, which keeps all of them busy.
@@ -262,13 +288,13 @@ async def run_sides(
                 await asyncio.sleep(WAIT)
                 continue
             job = jobs.popleft()
-            result = await job.one.measure(job.case, job.repeat)
-            journal = sides[job.side].journal
-            if journal is not None:
-                journal.add(result)
-            done[job.side][result.row] = result
-            budget.take(result)
-            on_done(result)
+            for side, result in (await rows_of(job)).items():
+                journal = sides[side].journal
+                if journal is not None:
+                    journal.add(result)
+                done[side][result.row] = result
+                budget.take(result)
+                on_done(result)
 
     opened = [scorer for one in ones for scorer in one.scorers.values() if isinstance(scorer, OpenedScorer)]
     workers: list[asyncio.Task[None]] = []
@@ -323,6 +349,12 @@ class _Asked:
     usd: float | None
     mark: str | None = None
 
+    @property
+    def answer(self) -> Answer | None:
+        """The answer, where there is one to score."""
+        answered = self.attempt.answered
+        return answered.answer if answered is not None and self.attempt.error is None else None
+
 
 @dataclass(frozen=True, slots=True)
 class _One(Generic[Identity]):
@@ -339,10 +371,6 @@ class _One(Generic[Identity]):
     timer: Callable[[], float]
     capture: Callable[[Row, Answer], None] | None = None
     memory: Memory | None = None
-
-    async def measure(self, case: Case, repeat: int = 1) -> CaseResult:
-        """Ask and score."""
-        return await self.score(await self.ask(case, repeat))
 
     async def ask(self, case: Case, repeat: int) -> _Asked:
         """Ask, a second time after an error; or give back what was answered before. It cost nothing now."""
@@ -445,6 +473,18 @@ class _One(Generic[Identity]):
         weighed = await asyncio.gather(*(weigh_case(scorer, sample) for scorer in scorers.values()))
         found = {key: one for key, one in zip(scorers, weighed, strict=True) if one is not None}
         return {key: one.score for key, one in found.items()}, total([one.usd for one in found.values()])
+
+
+def mirrored(baseline: CaseResult, candidate: CaseResult, pairs: frozenset[str]) -> CaseResult:
+    """Give the baseline's row with what the candidate's scores beside it leave: 1 less each of them."""
+    scores = {
+        key: measured(1 - score.value, score.why).model_copy(update={"judge": score.judge})
+        if score.value is not None
+        else score
+        for key, score in candidate.scores.items()
+        if key in pairs
+    }
+    return baseline.model_copy(update={"scores": baseline.scores | scores}) if scores else baseline
 
 
 def total(costs: Sequence[float | None]) -> float | None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from bundlectl.model.sigstore import SignatureExtension
 from bundlectl.model.types import Digest, Name, Principal, StoreName, Strict, Text, Time
 from bundlectl.model.verdict import Verdict
 
@@ -70,10 +71,14 @@ class Envelope(Strict):
 
 
 class EnvelopeSignature(Strict):
-    """One signature; ``keyid`` is an unauthenticated hint, ``sig`` is standard base64."""
+    """One signature; ``keyid`` is an unauthenticated hint, ``sig`` is standard base64.
+
+    ``extension`` comes with signatures of OIDC identities: certificate and log entry.
+    """
 
     keyid: str = ""
     sig: str
+    extension: SignatureExtension | None = None
 
 
 Envelope.model_rebuild()
@@ -120,6 +125,23 @@ class ScoreSummary(Strict):
     unmeasured: int = Field(ge=0)
     errors: int = Field(ge=0)
     floor: float | None = None
+    verdict: Verdict
+    why: str = ""
+
+
+class RunMeasure(Strict):
+    """Latency in seconds or cost in US dollars, over the rows of a run: a percentile by nearest rank, or the mean.
+
+    ``missing``: rows without it, which count as slower and dearer than any; ``value`` is absent where that leaves none.
+    ``bound``: what the suite allows; without one it is only reported.
+    """
+
+    measure: Literal["latency", "cost"]
+    statistic: Literal["mean", "p50", "p95", "p99"]
+    value: float | None = None
+    bound: float | None = None
+    rows: int = Field(ge=0)
+    missing: int = Field(ge=0)
     verdict: Verdict
     why: str = ""
 
@@ -175,6 +197,42 @@ class Comparison(Strict):
     tried: int | None = None
 
 
+class Rate(Strict):
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class CalibrationFigures(Strict):
+    """How a judge agrees with people on labelled answers; ``errors``: labels that it gave no ruling on.
+
+    A rate is absent where nothing of its kind was labelled, ``kappa`` where chance alone agrees always.
+    """
+
+    labels: int = Field(ge=0)
+    good: int = Field(ge=0)
+    bad: int = Field(ge=0)
+    errors: int = Field(ge=0)
+    sensitivity: Rate | None = None
+    specificity: Rate | None = None
+    kappa: float | None = None
+
+
+class ScorerIdentity(Strict):
+    """A scorer whose scores depend on more than its line of the suite: a judge, or a library's version.
+
+    ``models``: those that judged, by the ids that their provider returned.
+    """
+
+    scorer: Name
+    identity: dict[str, Any]
+    models: list[str] = []
+    calibration: CalibrationFigures | None = None
+    calibration_digest: Digest | None = None
+
+
 class EvaluationResult(Strict):
     """What an evaluation found; the predicate of the evaluation attestation.
 
@@ -184,7 +242,10 @@ class EvaluationResult(Strict):
     Absent in results of one look, once per case, without a baseline: ``repeats`` of each case in this look; ``look``,
     which look at this digest it is, and ``pooled``, reports of earlier ones that count in it; ``flaky`` cases, whose
     repeats differ; ``cache_hits`` and ``oldest``, how many rows of this look were not asked anew and when the oldest
-    row was measured; ``usd`` spent; ``comparison``.
+    row that was asked for it was measured (those of a stored baseline are as old as the baseline's own result);
+    ``usd`` spent; ``comparison``.
+
+    ``measures``: latency and cost over the run; absent where the suite neither bounds nor scores them.
     """
 
     suite: Name
@@ -212,3 +273,6 @@ class EvaluationResult(Strict):
     oldest: Time | None = None
     usd: float | None = None
     comparison: Comparison | None = None
+    measures: list[RunMeasure] | None = None
+    judging: float | None = None
+    scorers: list[ScorerIdentity] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bundlectl.model.types import Digest, Name, RelativePath, Strict
+from bundlectl.model.types import Digest, Duration, Name, RelativePath, Strict
 
 Margin = Annotated[float, Field(gt=0, le=1)]
 """A difference of mean scores, above 0."""
@@ -38,10 +38,52 @@ class Scorer(Strict):
         return self.as_ or self.name
 
 
+class Judge(Strict):
+    """A model that judges answers. Where it is reached is not the suite's to say: that is bound when it is run.
+
+    ``timeout`` is of one call, ``retries`` are of calls that failed, ``concurrency`` is calls under way at once.
+    """
+
+    provider: Literal["bedrock", "sagemaker", "openai"]
+    model: str = Field(min_length=1)
+    parameters: dict[str, Any] = {}
+    timeout: Duration = "60s"
+    retries: Annotated[int, Field(ge=0, le=5)] = 2
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+
+
+Bound = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class LatencyBounds(Strict):
+    """The most seconds that a percentile of a run may take, from request to whole answer."""
+
+    p50: Bound | None = None
+    p95: Bound | None = None
+    p99: Bound | None = None
+
+
+class CostBounds(Strict):
+    """The most US dollars that a request may cost: on average, or a percentile of a run."""
+
+    mean: Bound | None = None
+    p50: Bound | None = None
+    p95: Bound | None = None
+    p99: Bound | None = None
+
+
+class Bounds(Strict):
+    """What a run has to keep to as a whole, whatever each case scores."""
+
+    latency: LatencyBounds | None = None
+    cost: CostBounds | None = None
+
+
 class Suite(Strict):
     """A suite file: task, dataset, scorers, and the cases that must pass whatever the means say.
 
-    ``repeats``: how often each case is asked; once unless said.
+    ``repeats``: how often each case is asked; once unless said. ``judges``: the models that judge, by the names that
+    scorers call them by. ``bounds``: of latency and cost, over the whole run.
     """
 
     apiVersion: Literal["bundlectl/v1"]
@@ -56,6 +98,8 @@ class Suite(Strict):
     max_errors: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_unmeasured: Annotated[float, Field(ge=0, le=1)] = 0.0
     repeats: Annotated[int, Field(ge=1, le=100)] | None = None
+    bounds: Bounds | None = None
+    judges: dict[Name, Judge] | None = None
 
 
 class ExpectedDocument(Strict):
@@ -94,13 +138,17 @@ class ExpectedSpan(Strict):
 
 
 class Expected(Strict):
-    """What a right answer shows. Only what is given is scored. ``extra`` is for scorers of one's own."""
+    """What a right answer shows. Only what is given is scored. ``extra`` is for scorers of one's own.
+
+    ``answer``: a right answer in full, which others are held against; many wordings may be as right.
+    """
 
     documents: list[ExpectedDocument] | None = None
     spans: list[ExpectedSpan] | None = None
     forbidden_documents: list[str] | None = None
     contains: list[str] | None = None
     exact: str | None = None
+    answer: Annotated[str, Field(min_length=1)] | None = None
     regex: str | None = None
     refusal: Literal[False, "no_answer", "access_denied", "input_blocked", "output_blocked"] | None = None
     extra: dict[str, Any] | None = None

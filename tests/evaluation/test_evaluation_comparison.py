@@ -218,7 +218,7 @@ async def test_throttles_slow_a_run_down_and_it_grows_again(tmp_path: Path) -> N
     (found,) = await run_sides(suite, [side], concurrency=32, pause=0.01)
     assert len(found) == 120
     assert router.most == 32 and sum(one > 3 for one in under[40:]) < 60
-    assert sum(row.error is not None for row in found) < 40
+    assert sum(row.error is not None for row in found) < 60
 
 
 def test_pace_halves_once_for_rows_that_were_throttled_together() -> None:

@@ -229,5 +229,11 @@ def test_a_scorer_that_raises_is_an_error_that_quotes_nothing(error: Exception) 
 
 def test_every_kind_makes_a_scorer() -> None:
     for name in KINDS:
-        options = {"latency": {"seconds": 1}, "cost": {"usd": 1}}.get(name, {})
+        options = {
+            "latency": {"seconds": 1},
+            "cost": {"usd": 1},
+            "python": {"file": "own.py"},
+            "rubric": {"judge": "main", "criteria": "right"},
+            "pairwise": {"judge": "main", "criteria": "right"},
+        }.get(name, {})
         make_scorer(Line(name=name, options=options), None)

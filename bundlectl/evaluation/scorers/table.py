@@ -19,8 +19,11 @@ from bundlectl.evaluation.scorers.conduct import (
 )
 from bundlectl.evaluation.scorers.form import JsonSchema, SchemaOptions
 from bundlectl.evaluation.scorers.grounding import Groundedness, GroundingOptions
+from bundlectl.evaluation.scorers.judge import Judge
+from bundlectl.evaluation.scorers.judged import JudgedScorer
 from bundlectl.evaluation.scorers.own import OwnScorer
 from bundlectl.evaluation.scorers.own_code import OwnCode, OwnOptions
+from bundlectl.evaluation.scorers.pairwise import Pairwise, PairwiseOptions
 from bundlectl.evaluation.scorers.retrieval import (
     Formula,
     RetrievalOptions,
@@ -30,6 +33,7 @@ from bundlectl.evaluation.scorers.retrieval import (
     ndcg,
     recall,
 )
+from bundlectl.evaluation.scorers.rubric import Rubric, RubricOptions
 from bundlectl.evaluation.scorers.score import AnyScorer
 from bundlectl.evaluation.scorers.spans import (
     Overlap,
@@ -103,6 +107,8 @@ KINDS: Mapping[str, Kind] = {
         citations.CoverageOptions, lambda line, options, output: citations.Coverage(options), decides=False
     ),
     "groundedness": Kind(GroundingOptions, lambda line, options, output: Groundedness(options), decides=False),
+    "rubric": Kind(RubricOptions, lambda line, options, output: Rubric(options), decides=False),
+    "pairwise": Kind(PairwiseOptions, lambda line, options, output: Pairwise(options), decides=False),
     "latency": Kind(LatencyOptions, lambda line, options, output: Latency(options), decides=False, timed=True),
     "python": Kind(OwnOptions, lambda line, options, output: OwnScorer(options, None), decides=False),
     "cost": Kind(CostOptions, lambda line, options, output: Cost(options), decides=False, timed=True),
@@ -128,13 +134,28 @@ def make_scorer(line: ScorerLine, output: Output | None, code: OwnCode | None = 
 
 
 def make_scorers(
-    lines: Sequence[ScorerLine], output: Output | None, code: Mapping[str, OwnCode] | None = None
+    lines: Sequence[ScorerLine],
+    output: Output | None,
+    code: Mapping[str, OwnCode] | None = None,
+    judges: Mapping[str, Judge] | None = None,
 ) -> dict[str, AnyScorer]:
     """Make every scorer of a suite, by the key that its scores are reported under; the lines were checked before.
 
-    ``code`` is that of own scorers, by their keys.
+    Args:
+        lines: the suite's scorers.
+        output: how the bundle's task answers.
+        code: that of the suite's own scorers, by their keys.
+        judges: those that were opened; a scorer whose judge is not among them measures nothing.
     """
-    return {line.key: make_scorer(line, output, (code or {}).get(line.key)) for line in lines}
+    made = {line.key: make_scorer(line, output, (code or {}).get(line.key)) for line in lines}
+    return {
+        key: scorer.bound(judges or {}) if isinstance(scorer, JudgedScorer) else scorer for key, scorer in made.items()
+    }
+
+
+def paired(lines: Sequence[ScorerLine]) -> frozenset[str]:
+    """Give the keys of the scorers that score an answer beside the baseline's."""
+    return frozenset(line.key for line in lines if line.name == "pairwise")
 
 
 def decides(line: ScorerLine) -> bool:
