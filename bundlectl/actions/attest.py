@@ -25,7 +25,7 @@ from bundlectl.model.types import Strict
 from bundlectl.trust.envelope import make_statement, seal
 from bundlectl.trust.evidence import SIGNER_ROLES
 from bundlectl.trust.keyring import VerifiedKeyring
-from bundlectl.trust.signers import Signer
+from bundlectl.trust.signers import AnySigner
 
 MAX_PREDICATE = 64 * 1024
 """Bytes of a predicate: a head carries it, and a head is bounded."""
@@ -122,13 +122,13 @@ def attest(
 
 def _signer(
     ctx: Context, keyring: VerifiedKeyring, kind: str, role: EvidenceRole | None
-) -> tuple[Signer, EvidenceRole]:
+) -> tuple[AnySigner, EvidenceRole]:
     """Open the key and say in which role it signs: as asked for, else as the keyring has it."""
     able: list[EvidenceRole] = [found for found in ("builder", "evaluator", "approver") if found in SIGNER_ROLES[kind]]
     if role is not None and role not in able:
         raise UsageError(f"A statement of this type is not signed by a role {role}.", fix=f"Use {' or '.join(able)}.")
     signer = ctx.signer(role or able[-1])
-    principal = keyring.principal_of(signer.public_pem)
+    principal = keyring.principal_as(signer)
     roles = keyring.roles_of(principal) if principal is not None else frozenset()
     own = next((found for found in able if found in roles), able[-1])
     return signer, role or own

@@ -16,7 +16,7 @@ from bundlectl.model.errors import UsageError
 if TYPE_CHECKING:
     from bundlectl.registry.located import Located
     from bundlectl.registry.registry import Registry
-    from bundlectl.trust.signers import Signer
+    from bundlectl.trust.signers import AnySigner, Signer
 
 DEFAULT_REGISTRY = ".bundlectl/registry"
 PIN_FILE = "pin"
@@ -92,6 +92,7 @@ class Context:
     passphrase: Callable[[str], bytes] | None = None
     trust_first_use: bool = False
     _located: Located | None = field(default=None, init=False, repr=False, compare=False)
+    _identity: AnySigner | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def registry_folder(self) -> Path | None:
@@ -160,16 +161,33 @@ class Context:
         if "registry" in self.__dict__:
             self.registry.store.forget()
 
-    def signer(self, role: str) -> Signer:
-        """Open the key that signs as ``role``.
+    def signer(self, role: str) -> AnySigner:
+        """Open the key, or the identity, that signs as ``role``. An identity is asked for once: each is a certificate.
 
         Raises:
             UsageError: no key was named and the workspace has none for the role.
         """
-        from bundlectl.trust.signers import open_signer
+        from bundlectl.trust.signers import IdentitySigner, open_signer
 
+        if self._identity is not None:
+            return self._identity
         if self.signer_uri is not None:
-            return open_signer(self.signer_uri, self.passphrase)
+            signer = open_signer(self.signer_uri, self.passphrase)
+            self._identity = signer if isinstance(signer, IdentitySigner) else None
+            return signer
+        return open_signer(self._key_of(role), self.passphrase)
+
+    def key(self, role: str) -> Signer:
+        """Open the key that signs as ``role``, root or an owner: never an identity.
+
+        Raises:
+            UsageError: as :meth:`signer`, and where an identity was named.
+        """
+        from bundlectl.trust.signers import open_key
+
+        return open_key(self.signer_uri or self._key_of(role), self.passphrase)
+
+    def _key_of(self, role: str) -> str:
         key = self.workspace / "keys" / f"{role}.pem"
         if not key.is_file():
             raise UsageError(
@@ -177,4 +195,4 @@ class Context:
                 why=f"There is no {key}.",
                 fix="Name one: --signer file:PATH, or set BUNDLECTL_SIGNER.",
             )
-        return open_signer(f"file:{key}", self.passphrase)
+        return f"file:{key}"

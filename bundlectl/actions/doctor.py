@@ -19,6 +19,7 @@ from bundlectl.resolver.keyrings import open_trust
 from bundlectl.storage.files import TEMPORARY_PREFIX
 from bundlectl.trust.check import Check, verdict_of
 from bundlectl.trust.keyring import VerifiedKeyring
+from bundlectl.trust.signers import IdentitySigner
 
 KEYRING_SOON = timedelta(days=30)
 LEFTOVER_SECONDS = 3600
@@ -107,9 +108,10 @@ def _signer(ctx: Context, keyring: VerifiedKeyring) -> Check:
         return Check("signer", "error", error.what, error.fix)
     except BundlectlError as error:
         return Check("signer", "fail", " ".join(filter(None, (error.what, error.why))), error.fix)
-    principal = keyring.principal_of(signer.public_pem)
+    principal = keyring.principal_as(signer)
     if principal is None:
-        return Check("signer", "fail", f"{signer.uri} ({signer.scheme}) is nobody in the keyring", fix)
+        what = signer.identity.subject if isinstance(signer, IdentitySigner) else signer.scheme
+        return Check("signer", "fail", f"{signer.uri} ({what}) is nobody in the keyring", fix)
     state = keyring.entry(principal).state
     roles = ", ".join(sorted(keyring.roles_of(principal))) or "no role"
     return Check("signer", "pass" if state == "active" else "fail", f"{principal}, {state}: {roles}", fix)

@@ -171,7 +171,7 @@ def _sweep(
 
 def _verify_mark(keyring: VerifiedKeyring, app: str, marks: Marks, mark: GcMark) -> None:
     able = keyring.principals("gc", app, None)
-    signed = signed_by(marks.state.mark, able) if marks.state.mark else frozenset()
+    signed = signed_by(marks.state.mark, able, keyring.sigstore) if marks.state.mark else frozenset()
     if mark.actor not in signed or (mark.registry, mark.app) != (registry_id(keyring), app):
         raise VerificationFailed(
             f"The mark of {app} does not count, so nothing is deleted by it.",

@@ -17,9 +17,10 @@ from bundlectl.registry.registry import Registry
 from bundlectl.storage.directory import DirectoryStore
 from bundlectl.trust.envelope import envelope_bytes, parse_envelope, payload_of
 from bundlectl.trust.founding import member, new_keyring
+from bundlectl.trust.instances import root_digest
 from bundlectl.trust.keyring import keyring_digest, seal_keyring
 from bundlectl.trust.policy import new_policy, seal_policy
-from bundlectl.trust.signers import Signer, generate_key, open_signer
+from bundlectl.trust.signers import Signer, generate_key, open_key
 
 DEVELOPMENT_ROLES: tuple[Role | Literal["root", "owner"], ...] = (
     "root",
@@ -42,6 +43,16 @@ class ShownPrincipal(Strict):
     roles: list[str]
     state: str
     scheme: str
+    issuer: str | None = None
+    subject: str | None = None
+
+
+class ShownInstance(Strict):
+    """A Sigstore instance that the keyring trusts, and for whose identities. ``trusted_root`` is its digest."""
+
+    name: str
+    trusted_root: str
+    issuers: list[str]
 
 
 class ShownKeyring(Strict):
@@ -52,6 +63,7 @@ class ShownKeyring(Strict):
     digest: str
     expires: str | None
     principals: list[ShownPrincipal]
+    sigstore: list[ShownInstance]
     document: Keyring
 
 
@@ -81,8 +93,13 @@ def keyring_show(ctx: Context) -> ShownKeyring:
                 roles=sorted(keyring.roles_of(name)),
                 state=entry.state,
                 scheme=entry.key.scheme if entry.key else "oidc",
+                issuer=entry.oidc.issuer if entry.oidc else None,
+                subject=entry.oidc.subject if entry.oidc else None,
             )
             for name, entry in sorted(keyring.document.principals.items())
+        ],
+        sigstore=[
+            ShownInstance(name=one.name, trusted_root=root_digest(one), issuers=one.issuers) for one in keyring.sigstore
         ],
         document=keyring.document,
     )
@@ -171,7 +188,7 @@ def _refuse_pinned(url: str, pin: Path) -> None:
 
 
 def _key(path: Path, scheme: str) -> Signer:
-    return open_signer(f"file:{path}") if path.exists() else generate_key(path, scheme)
+    return open_key(f"file:{path}") if path.exists() else generate_key(path, scheme)
 
 
 class GeneratedKey(Strict):

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -28,7 +29,7 @@ from bundlectl.resolver.keyrings import keyring_chain, open_chain
 from bundlectl.trust.envelope import brief, envelope_bytes, open_document, parse_envelope, payload_of, seal
 from bundlectl.trust.keyring import ACTIVE_OR_RETIRED, VerifiedKeyring, unsigned
 from bundlectl.trust.policy import check_policy, open_policy, policy_differences
-from bundlectl.trust.signers import Signer, open_signer
+from bundlectl.trust.signers import Signer, open_key
 from bundlectl.trust.succession import differences
 
 MAX_REQUEST = 8 * 1024 * 1024
@@ -68,8 +69,12 @@ class Opened:
 
 
 def open_signers(ctx: Context, uris: Sequence[str], role: str) -> list[Signer]:
-    """Open the keys that were named, or else the workspace's key of a role."""
-    return [open_signer(uri, ctx.passphrase) for uri in uris] or [ctx.signer(role)]
+    """Open the keys that were named, or else the workspace's key of a role: root's, or an owner's.
+
+    Raises:
+        UsageError: one is not there, or is an identity.
+    """
+    return [open_key(uri, ctx.passphrase) for uri in uris] or [ctx.key(role)]
 
 
 def keyring_signers(current: VerifiedKeyring, document: Keyring) -> list[WhoSigns]:
@@ -217,7 +222,7 @@ def collect(opened: Opened, signatures: Sequence[Path]) -> Envelope:
     """
     if not signatures:
         raise UsageError("No signature file was named.", fix="keyring apply REQUEST SIGNATURE…")
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in signatures:
         envelope = parse_envelope(read_file(path, MAX_REQUEST), str(path))
         if envelope.payloadType != TYPES[opened.request.document] or payload_of(envelope) != opened.payload:

@@ -13,7 +13,7 @@ from bundlectl.actions.opening import open_trust, releases_of, resolve_bundle
 from bundlectl.actions.releasing import current as judge_head
 from bundlectl.actions.signing import keyring_signers, open_signers, read_file, write_request
 from bundlectl.model.errors import Conflict, UsageError, VerificationFailed
-from bundlectl.model.keyring import Keyring, PublicKey, Role
+from bundlectl.model.keyring import Keyring, Oidc, PublicKey, Role
 from bundlectl.model.reference import parse_environment
 from bundlectl.model.signing import WhoSigns
 from bundlectl.model.types import DIGEST, Strict, seconds
@@ -22,7 +22,7 @@ from bundlectl.trust import succession
 from bundlectl.trust.envelope import brief, envelope_bytes
 from bundlectl.trust.keyring import VerifiedKeyring, next_keyring, seal_keyring, unsigned
 from bundlectl.trust.keys import load_public_key, scheme_of
-from bundlectl.trust.signers import open_signer
+from bundlectl.trust.signers import open_key
 from bundlectl.trust.succession import NewMember, differences, newly
 
 MAX_KEY = 64 * 1024
@@ -51,15 +51,25 @@ def add(
     *,
     owner: str,
     role: Role,
-    key: str,
+    key: str | None = None,
+    oidc: Oidc | None = None,
     apps: Sequence[str] = ("*",),
     environments: Sequence[str] = ("*",),
     reason: str | None = None,
     signers: Sequence[str] = (),
     request: Path | None = None,
 ) -> KeyringChanged:
-    """Give a principal a role; ``key`` is a file with its public key in PEM, or the URI of its signer."""
-    new = NewMember(principal, owner, public_key(ctx, key))
+    """Give a principal a role: by ``key``, a file with its public key in PEM or the URI of its signer, or by ``oidc``.
+
+    Raises:
+        UsageError: neither or both were given, or no Sigstore instance of the keyring vouches for the identity.
+    """
+    if (key is None) == (oidc is None):
+        raise UsageError(
+            "A principal is a key or an identity, one of the two.",
+            fix="Give --key FILE.pub, or --oidc-issuer URL and --oidc-subject NAME.",
+        )
+    new = NewMember(principal, owner, public_key(ctx, key) if key is not None else None, oidc)
     where = {"apps": apps, "environments": environments}
     return change(ctx, lambda n: succession.add_principal(n, new, role, reason=reason, **where), signers, request)
 
@@ -244,7 +254,7 @@ def public_key(ctx: Context, place: str) -> PublicKey:
         VerificationFailed: it is no key of a kind that is used here.
     """
     if place.startswith(("awskms:", "file:")):
-        signer = open_signer(place, ctx.passphrase)
+        signer = open_key(place, ctx.passphrase)
         return PublicKey.model_validate({"scheme": signer.scheme, "public": signer.public_pem})
     text = read_file(Path(place), MAX_KEY).decode("ascii", errors="replace")
     if "PRIVATE KEY" in text:

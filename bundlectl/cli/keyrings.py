@@ -122,6 +122,12 @@ def _keyring(out: Console, result: ShownKeyring) -> None:
             principal.principal, principal.owner, ", ".join(principal.roles), principal.state, principal.scheme
         )
     out.print(table)
+    for principal in result.principals:
+        if principal.subject is not None:
+            out.print(f"{principal.principal} is {principal.subject} by {principal.issuer}", markup=False)
+    for one in result.sigstore:
+        told = f"sigstore {one.name}: trusted root {one.trusted_root}, vouches for {', '.join(one.issuers)}"
+        out.print(told, markup=False)
     for blocked in result.document.blocked:
         out.print(f"blocked {blocked.digest}: {blocked.reason}", markup=False)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bundlectl.actions.signing import ShownRequest, SignedRequest
     from bundlectl.actions.succession import KeyringChanged
     from bundlectl.cli.session import Session
+    from bundlectl.model.keyring import Oidc
     from bundlectl.model.signing import WhoSigns
 
 SignersOption = Annotated[
@@ -53,7 +54,9 @@ def register(keyring: typer.Typer) -> None:
         keyring,
         "add",
         examples="bundlectl keyring add ann --owner ann@example.com --role approver --key ann.pub --apps support\n"
-        "bundlectl keyring add ci --owner platform --role promoter --key awskms:alias/promoter --envs staging,prod",
+        "bundlectl keyring add ci --owner platform --role promoter --key awskms:alias/promoter --envs staging,prod\n"
+        "bundlectl keyring add ci-build --owner platform --role builder --oidc-issuer https://gitlab.example.com "
+        "--oidc-subject https://gitlab.example.com/org/app//.gitlab-ci.yml@refs/heads/main",
     )
     def add(
         session: Session,
@@ -64,8 +67,16 @@ def register(keyring: typer.Typer) -> None:
             typer.Option("--role", help="The one thing that the key may do."),
         ],
         key: Annotated[
-            str, typer.Option("--key", metavar="FILE.pub|URI", help="Its public key in PEM, or its signer: awskms:….")
-        ],
+            str | None,
+            typer.Option("--key", metavar="FILE.pub|URI", help="Its public key in PEM, or its signer: awskms:…."),
+        ] = None,
+        oidc_issuer: Annotated[
+            str | None, typer.Option("--oidc-issuer", metavar="URL", help="Instead of a key: who vouches for it.")
+        ] = None,
+        oidc_subject: Annotated[
+            str | None,
+            typer.Option("--oidc-subject", metavar="NAME", help="As its certificates name it: an e-mail, or a URI."),
+        ] = None,
         apps: Annotated[str, typer.Option("--apps", metavar="A,B", help="For which apps.")] = "*",
         envs: Annotated[str, typer.Option("--envs", metavar="X,Y", help="In which environments.")] = "*",
         reason: MaybeWhyOption = None,
@@ -81,8 +92,49 @@ def register(keyring: typer.Typer) -> None:
             owner=owner,
             role=role,
             key=key,
+            oidc=_oidc(oidc_issuer, oidc_subject),
             apps=apps.split(","),
             environments=envs.split(","),
+            reason=reason,
+            signers=signer or [],
+            request=request,
+        )
+        _show(session, result)
+
+    @verb(
+        keyring,
+        "trust-root",
+        examples="bundlectl keyring trust-root public --issuer https://token.actions.githubusercontent.com\n"
+        "bundlectl keyring trust-root own trusted_root.json --issuer https://login.example.com --request change.json\n"
+        'bundlectl keyring trust-root own --remove --reason "its log was compromised"',
+    )
+    def trust_root(
+        session: Session,
+        name: Annotated[str, typer.Argument(metavar="NAME", help="What the keyring calls the Sigstore instance.")],
+        file: Annotated[
+            Path | None,
+            typer.Argument(
+                metavar="FILE", help="Its trusted_root.json. [default: fetch the public instance's]", show_default=False
+            ),
+        ] = None,
+        issuer: Annotated[
+            list[str] | None,
+            typer.Option("--issuer", metavar="URL", help="An OIDC issuer for whose identities it vouches; repeatable."),
+        ] = None,
+        remove: Annotated[bool, typer.Option("--remove", help="Trust it no more.")] = False,
+        reason: MaybeWhyOption = None,
+        signer: SignersOption = None,
+        request: RequestOption = None,
+    ) -> None:
+        """Trust a Sigstore instance for the identities of OIDC issuers, by its trusted root; or renew that."""
+        from bundlectl.actions.trust_root import trust_root as act
+
+        result = act(
+            session.context(),
+            name,
+            file,
+            issuers=issuer or [],
+            remove=remove,
             reason=reason,
             signers=signer or [],
             request=request,
@@ -269,6 +321,18 @@ def changed_lines(
         out.print(f"  {line}", markup=False)
     for who in signers if request else []:
         out.print(f"sign: {who.threshold} of {', '.join(who.principals)} ({who.why})", markup=False)
+
+
+def _oidc(issuer: str | None, subject: str | None) -> Oidc | None:
+    """Give the identity that the two options name; None when neither is there."""
+    from bundlectl.model.errors import UsageError
+    from bundlectl.model.keyring import Oidc
+
+    if issuer is None and subject is None:
+        return None
+    if not issuer or not subject:
+        raise UsageError("An identity has an issuer and a subject.", fix="Give --oidc-issuer and --oidc-subject.")
+    return Oidc(issuer=issuer, subject=subject)
 
 
 def _show(session: Session, result: KeyringChanged) -> None:

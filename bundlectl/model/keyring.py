@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from bundlectl.model.sigstore import SigstoreInstance
 from bundlectl.model.types import Digest, Duration, Name, Principal, StoreName, Strict, Text, Time
 
 Role = Literal["builder", "evaluator", "approver", "promoter", "renewer", "indexer", "gc"]
@@ -23,7 +24,11 @@ class PublicKey(Strict):
 
 
 class Oidc(Strict):
-    """An OIDC identity, matched exactly."""
+    """An OIDC identity, matched exactly.
+
+    ``subject`` is the name that Sigstore puts into the certificate: an e-mail address, or a workflow's URI. For GitHub
+    Actions that is ``https://github.com/ORG/REPO/.github/workflows/FILE@REF``, not the token's ``sub``.
+    """
 
     issuer: str
     subject: str
@@ -89,7 +94,8 @@ class Keyring(Strict):
     """Root's document. Version N+1 needs the thresholds of N's root and of its own; ``reason`` says why it was made.
 
     The registry's id is the digest of the payload of version 1. One key holds one role: the same key material
-    may not stand in grants of two roles, nor as root or owner beside a role.
+    may not stand in grants of two roles, nor as root or owner beside a role. Root and owners are keys. ``sigstore``:
+    who vouches for OIDC identities; an identity whose issuer none of them names signs nothing.
     """
 
     apiVersion: Literal["bundlectl/v1"] = "bundlectl/v1"
@@ -103,6 +109,7 @@ class Keyring(Strict):
     grants: list[Grant] = []
     apps: dict[StoreName, App] = {}
     blocked: list[Blocked] = []
+    sigstore: list[SigstoreInstance] | None = None
 
 
 class EvaluationRequirement(Strict):

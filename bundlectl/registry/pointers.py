@@ -32,7 +32,7 @@ def verify_pointer(data: bytes, keyring: VerifiedKeyring, app: str, index: str) 
     """
     pointer = parse_pointer(data)
     indexers = keyring.principals("indexer", app, None, states=ACTIVE_OR_RETIRED)
-    if not signed_by(parse_envelope(data, "index pointer"), indexers):
+    if not signed_by(parse_envelope(data, "index pointer"), indexers, keyring.sigstore):
         raise VerificationFailed(
             f"The pointer of index {index!r} is not signed by an indexer of {app}.",
             fix=f"Build the index again with an indexer's key: {', '.join(indexers) or 'the keyring names none'}.",

@@ -48,7 +48,7 @@ def verify_former(
     check_evidence(gate_of(promotion_policy, environment, what), evidence, then, what)
     check_times(release, gate, what)
     for name, envelope in (("release", head.release), *((f"origin {n}", o) for n, o in enumerate(head.origins, 1))):
-        signers = sorted(signed_by(envelope, in_state(keyring, "compromised")))
+        signers = sorted(signed_by(envelope, in_state(keyring, "compromised"), keyring.sigstore))
         if signers:
             alarms.append(f"{what}: its {name} is signed with a key that is compromised by now: {', '.join(signers)}.")
     reason = keyring.blocked(release.bundle)

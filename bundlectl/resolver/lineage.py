@@ -88,7 +88,7 @@ def _check_origin(envelope: Envelope, origin: Release, release: Release, keyring
     if origin.candidate is not None or origin.tenant_pins is not None:
         raise VerificationFailed(f"{what} carries an origin with a candidate or tenant pins: not in this version.")
     promoters = keyring.principals("promoter", origin.app, origin.environment, states=ACTIVE_OR_RETIRED)
-    if origin.actor not in signed_by(envelope, promoters):
+    if origin.actor not in signed_by(envelope, promoters, keyring.sigstore):
         raise VerificationFailed(
             f"{what} carries an origin that no promoter signed as its actor.",
             why=f"Promoters of {origin.app}:{origin.environment} whose signature counts: {_names(promoters)}.",

@@ -14,7 +14,7 @@ from bundlectl.registry.head import place
 from bundlectl.registry.layout import Place
 from bundlectl.resolver.lineage import Lineage
 from bundlectl.resolver.state import TrustedState
-from bundlectl.trust.envelope import envelope_bytes, parse_envelope, signed_by
+from bundlectl.trust.envelope import envelope_bytes, objections, parse_envelope, signed_by
 from bundlectl.trust.evidence import Attested, blocked_reason, open_evidence, required_evidence
 from bundlectl.trust.keyring import ACTIVE, ACTIVE_OR_RETIRED, VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy, open_policy
@@ -105,7 +105,7 @@ def check_signed(
     """Rule 6."""
     role = "renewer" if release.action == "renewal" else "promoter"
     held = keyring.principals(role, release.app, release.environment, states=states)  # type: ignore[arg-type]
-    signed = signed_by(envelope, held)
+    signed = signed_by(envelope, held, keyring.sigstore)
     if release.actor in signed:
         return
     if signed:
@@ -113,11 +113,12 @@ def check_signed(
             f"{what} names {release.actor} as its actor, who did not sign it.",
             why=f"It is signed by {', '.join(sorted(signed))}.",
         )
-    others = sorted(signed_by(envelope, keyring.document.principals))
+    others = sorted(signed_by(envelope, keyring.document.principals, keyring.sigstore))
     known = ", ".join(f"{name} ({keyring.entry(name).state})" for name in others)
+    unknown = " ".join(objections(envelope, keyring.document.principals, keyring.sigstore))
     raise VerificationFailed(
         f"{what} is not signed by a {role} whose signature counts.",
-        why=f"It is signed by {known}." if others else "No key of the keyring signed it.",
+        why=f"It is signed by {known}." if others else unknown or "No key of the keyring signed it.",
         fix=f"Those who may: {', '.join(sorted(held)) or 'nobody; root has to name one'}.",
     )
 
@@ -229,7 +230,7 @@ def evidence_of(head: Head, release: Release, keyring: VerifiedKeyring) -> tuple
         try:
             item = open_evidence(strict, release.bundle, release.app, release.environment, keyring)
         except VerificationFailed:
-            lost = sorted(signed_by(strict, in_state(keyring, "compromised")))
+            lost = sorted(signed_by(strict, in_state(keyring, "compromised"), keyring.sigstore))
             if not lost:
                 raise
             alarms.append(f"Evidence {number} does not count: it is signed by {', '.join(lost)}, compromised.")

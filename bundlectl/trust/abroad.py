@@ -106,6 +106,6 @@ def _open(
             return None
         role: Role = "renewer" if release.action == "renewal" else "promoter"
         able = keyring.principals(role, app, environment, states=ACTIVE_OR_RETIRED)
-        return release if release.actor in signed_by(envelope, able) else None
+        return release if release.actor in signed_by(envelope, able, keyring.sigstore) else None
     except (VerificationFailed, ValidationError):
         return None

@@ -1,4 +1,4 @@
-"""DSSE v1.0.2 envelopes and the in-toto statements in them.
+"""DSSE v1.0.2 envelopes, with the signature extension of v1.1, and the in-toto statements in them.
 
 https://github.com/secure-systems-lab/dsse/blob/master/protocol.md. Base64 is standard and strict: what decodes
 must encode to the same text, so one payload has one spelling. (The protocol lets verifiers take the URL-safe
@@ -20,10 +20,11 @@ from pydantic import ValidationError
 from bundlectl.model.attestation import PAYLOAD_TYPE, STATEMENT_TYPE, Envelope, EnvelopeSignature, Statement
 from bundlectl.model.canonical import canonical, hex_of, parse_json
 from bundlectl.model.errors import UsageError, VerificationFailed
-from bundlectl.model.keyring import KeyringEntry
+from bundlectl.model.keyring import KeyringEntry, Oidc
+from bundlectl.model.sigstore import SigstoreInstance
 from bundlectl.model.types import Strict
 from bundlectl.trust.keys import key_id, verifies
-from bundlectl.trust.signers import Signer
+from bundlectl.trust.signers import AnySigner, IdentitySigner
 
 MAX_ENVELOPE = 1024 * 1024
 """Bytes of an envelope on its own."""
@@ -44,8 +45,8 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
 
 
-def seal(payload: bytes, payload_type: str, signers: Sequence[Signer]) -> Envelope:
-    """Sign a payload. Each key signs once, even when it is given twice.
+def seal(payload: bytes, payload_type: str, signers: Sequence[AnySigner]) -> Envelope:
+    """Sign a payload. Each key and each identity signs once, even when it is given twice.
 
     Raises:
         UsageError: no signer was given.
@@ -53,11 +54,11 @@ def seal(payload: bytes, payload_type: str, signers: Sequence[Signer]) -> Envelo
     if not signers:
         raise UsageError("Nothing can be signed without a signer.", fix="Name one: --signer file:PATH")
     message = pae(payload_type, payload)
-    once = {signer.key_id: signer for signer in signers}
+    once = {signer.identity if isinstance(signer, IdentitySigner) else signer.key_id: signer for signer in signers}
     return Envelope(
         payload=_encode(payload),
         payloadType=payload_type,
-        signatures=[EnvelopeSignature(keyid=id_, sig=_encode(signer.sign(message))) for id_, signer in once.items()],
+        signatures=[_sign(signer, message) for signer in once.values()],
     )
 
 
@@ -104,35 +105,91 @@ def payload_of(envelope: Envelope) -> bytes:
     return _decode(envelope.payload, "The payload")
 
 
-def signed_by(envelope: Envelope, candidates: Mapping[str, KeyringEntry]) -> frozenset[str]:
+def signed_by(
+    envelope: Envelope, candidates: Mapping[str, KeyringEntry], sigstore: Sequence[SigstoreInstance] = ()
+) -> frozenset[str]:
     """Give the candidates that validly signed the envelope.
 
     Every signature is tried against every candidate's key: ``keyid`` is a hint that nobody signed, and it may be
     left out. Where it is there and names another key than the one that signed, somebody rewrote it. Where two
     candidates hold the same key material only the first by id is given, so the result's size is the number
-    of distinct principals *and* of distinct keys. Candidates without a key (OIDC) never match.
+    of distinct principals *and* of distinct keys. For an OIDC identity the identity is the material; a signature is its
+    own when the certificate that comes with it names it and one of the Sigstore instances vouches for both.
+
+    Args:
+        envelope: the envelope.
+        candidates: principal -> entry.
+        sigstore: the instances that root trusts (:attr:`VerifiedKeyring.sigstore`); without them no identity counts.
 
     Raises:
-        VerificationFailed: a signature is not strict base64, or valid under a key that is not its keyid's.
+        VerificationFailed: a signature is not strict base64, or valid under a key that is not its keyid's; or it says
+            that a candidate's identity made it and the extra ``sigstore`` is not installed.
     """
     message = pae(envelope.payloadType, payload_of(envelope))
     signatures = [(signature.keyid, _signature(signature.sig)) for signature in envelope.signatures]
     by_material: dict[str, str] = {}
+    identities: dict[Oidc, str] = {}
     for principal in sorted(candidates):
-        key = candidates[principal].key
-        if key is None or key_id(key.public) in by_material:
+        entry = candidates[principal]
+        if entry.oidc is not None:
+            identities.setdefault(entry.oidc, principal)
+        if entry.key is None or key_id(entry.key.public) in by_material:
             continue
-        material = key_id(key.public)
+        material = key_id(entry.key.public)
         for keyid, signature in signatures:
-            if verifies(key, signature, message):
-                if keyid not in ("", material):
-                    raise VerificationFailed(
-                        f"A signature of {principal!r} goes under the id of another key.",
-                        why=f"It says {keyid}; the key that made it is {material}.",
-                        fix="Somebody changed the envelope after it was signed. Restore it, or have it signed again.",
-                    )
+            if verifies(entry.key, signature, message):
+                _check_keyid(keyid, material, principal)
                 by_material[material] = principal
-    return frozenset(by_material.values())
+    endorsed = {identities[one] for one, why in _claims(envelope, message, identities, sigstore) if why is None}
+    return frozenset(by_material.values()) | endorsed
+
+
+def objections(
+    envelope: Envelope, candidates: Mapping[str, KeyringEntry], sigstore: Sequence[SigstoreInstance]
+) -> list[str]:
+    """Say of each signature that names a candidate's identity and does not count why not, for people."""
+    message = pae(envelope.payloadType, payload_of(envelope))
+    identities = {entry.oidc: name for name, entry in sorted(candidates.items()) if entry.oidc is not None}
+    claims = _claims(envelope, message, identities, sigstore)
+    return [f"A signature in the name of {identities[one]} does not count: {why}." for one, why in claims if why]
+
+
+def _claims(
+    envelope: Envelope, message: bytes, identities: Mapping[Oidc, str], sigstore: Sequence[SigstoreInstance]
+) -> list[tuple[Oidc, str | None]]:
+    """Give each signature whose certificate names one of the identities, and why it does not count; None: it does."""
+    found: list[tuple[Oidc, str | None]] = []
+    for signature in envelope.signatures if identities else ():
+        if signature.extension is None:
+            continue
+        from bundlectl.trust.identities import certificate_of, certified_key_id, identity_of, objection
+
+        certificate = certificate_of(signature.extension)
+        identity = identity_of(certificate)
+        if identity is None or identity not in identities:
+            continue
+        raw = _signature(signature.sig)
+        why = objection(identity, signature.extension, certificate, raw, message, sigstore)
+        if why is None:
+            _check_keyid(signature.keyid, certified_key_id(certificate), identities[identity])
+        found.append((identity, why))
+    return found
+
+
+def _check_keyid(keyid: str, material: str, principal: str) -> None:
+    if keyid not in ("", material):
+        raise VerificationFailed(
+            f"A signature of {principal!r} goes under the id of another key.",
+            why=f"It says {keyid}; the key that made it is {material}.",
+            fix="Somebody changed the envelope after it was signed. Restore it, or have it signed again.",
+        )
+
+
+def _sign(signer: AnySigner, message: bytes) -> EnvelopeSignature:
+    if isinstance(signer, IdentitySigner):
+        made = signer.endorse(message)
+        return EnvelopeSignature(keyid=made.key_id, sig=_encode(made.signature), extension=made.extension)
+    return EnvelopeSignature(keyid=signer.key_id, sig=_encode(signer.sign(message)))
 
 
 def open_document(envelope: Envelope, payload_type: str, model: type[D], what: str) -> D:

@@ -30,7 +30,7 @@ from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.keyring import AttestationRequirement, EvaluationRequirement, Gate, Role
 from bundlectl.model.verdict import Verdict, worst
 from bundlectl.trust.check import Check
-from bundlectl.trust.envelope import brief, envelope_bytes, open_statement, payload_of, signed_by
+from bundlectl.trust.envelope import brief, envelope_bytes, objections, open_statement, payload_of, signed_by
 from bundlectl.trust.keyring import ACTIVE_OR_RETIRED, VerifiedKeyring
 
 SIGNER_ROLES: Mapping[str, tuple[Role, ...]] = {
@@ -119,7 +119,7 @@ def open_evidence(
         for role in roles
         for principal, entry in keyring.principals(role, app, environment, states=ACTIVE_OR_RETIRED).items()
     }
-    signers = signed_by(envelope, able)
+    signers = signed_by(envelope, able, keyring.sigstore)
     if not signers:
         named = _a(roles[0]) if len(roles) == 1 else f"a principal of a role that counts ({', '.join(roles)})"
         raise VerificationFailed(
@@ -395,11 +395,12 @@ def _difference(requirement: EvaluationRequirement, others: Iterable[EvaluationR
 
 
 def _who_then(envelope: Envelope, keyring: VerifiedKeyring) -> str:
-    signed = signed_by(envelope, keyring.document.principals)
+    signed = signed_by(envelope, keyring.document.principals, keyring.sigstore)
     if not envelope.signatures:
         return "It has no signature."
     if not signed:
-        return "No key of the keyring made its signatures."
+        told = objections(envelope, keyring.document.principals, keyring.sigstore)
+        return " ".join(told) or "No key of the keyring made its signatures."
     return "; ".join(
         f"{p} signed it, whose key is {keyring.entry(p).state} "
         f"and whose roles are: {', '.join(sorted(keyring.roles_of(p))) or 'none'}"

@@ -14,10 +14,12 @@ from datetime import datetime
 from bundlectl.model.attestation import KEYRING_PAYLOAD_TYPE, Envelope
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import UsageError, VerificationFailed
-from bundlectl.model.keyring import App, Keyring, KeyringEntry, KeyState, Role, Signers
+from bundlectl.model.keyring import App, Keyring, KeyringEntry, KeyState, Oidc, Role, Signers
+from bundlectl.model.sigstore import SigstoreInstance
 from bundlectl.trust.envelope import open_document, parse_envelope, payload_of, seal, signed_by
+from bundlectl.trust.instances import check_instances, vouches
 from bundlectl.trust.keys import check_public_key, key_id
-from bundlectl.trust.signers import Signer
+from bundlectl.trust.signers import AnySigner, IdentitySigner, Signer
 
 ACTIVE: tuple[KeyState, ...] = ("active",)
 ACTIVE_OR_RETIRED: tuple[KeyState, ...] = ("active", "retired")
@@ -115,23 +117,39 @@ class VerifiedKeyring:
                 return principal
         return None
 
+    def principal_as(self, signer: AnySigner) -> str | None:
+        """Give the principal as which a signer signs, by its key or its identity; None when there is none."""
+        if isinstance(signer, IdentitySigner):
+            entries = self.document.principals.items()
+            return next((name for name, entry in entries if entry.oidc == signer.identity), None)
+        return self.principal_of(signer.public_pem)
+
+    @property
+    def sigstore(self) -> Sequence[SigstoreInstance]:
+        """The Sigstore instances that root trusts, and for whose identities."""
+        return self.document.sigstore or ()
+
     def roles_of(self, principal: str) -> frozenset[str]:
         """Give the roles of a principal, ``root`` and ``owner`` among them, in any app and environment."""
         return frozenset(_roles(self.document).get(principal, set()))
 
-    def signing_principal(self, signer: Signer, role: Role, app: str, environment: str | None) -> str:
+    def signing_principal(self, signer: AnySigner, role: Role, app: str, environment: str | None) -> str:
         """Give the principal as which a signer would sign in a role, before it signs for nothing.
 
         Raises:
-            UsageError: the key is unknown, not active, or does not hold the role there.
+            UsageError: the key or identity is unknown, not active, or does not hold the role there; or the keyring
+                trusts no Sigstore instance for the identity.
         """
-        principal = self.principal_of(signer.public_pem)
-        if principal is None:
+        principal = self.principal_as(signer)
+        if isinstance(signer, IdentitySigner):
+            self._check_identity(signer.identity, principal)
+        elif principal is None:
             raise UsageError(
                 f"The key {signer.uri} is not in keyring {self.version}.",
                 why=f"Its id is {signer.key_id}.",
                 fix="Use a key the keyring names (bundlectl keyring show), or have root add this one.",
             )
+        assert principal is not None
         if principal in self.principals(role, app, environment):
             return principal
         state = self.entry(principal).state
@@ -165,6 +183,21 @@ class VerifiedKeyring:
     def distinct(self, principals: Iterable[str]) -> int:
         """Count principals of the keyring by distinct key material (or OIDC identity), as thresholds do."""
         return len({_material(self.entry(principal)) for principal in principals})
+
+    def _check_identity(self, identity: Oidc, principal: str | None) -> None:
+        if principal is None:
+            raise UsageError(
+                f"The identity {identity.subject} is not in keyring {self.version}.",
+                why=f"Its issuer is {identity.issuer}.",
+                fix="Root adds it: bundlectl keyring add NAME --oidc-issuer URL --oidc-subject NAME "
+                "--owner WHO --role ROLE",
+            )
+        if not vouches(self.sigstore, identity.issuer):
+            raise UsageError(
+                f"Keyring {self.version} trusts no Sigstore instance for identities of {identity.issuer}.",
+                why="So nobody would take what is signed as one of them.",
+                fix=f"Root names one: bundlectl keyring trust-root NAME FILE --issuer {identity.issuer}",
+            )
 
     def _entries(self, principals: Iterable[str], states: Sequence[KeyState]) -> dict[str, KeyringEntry]:
         named = self.document.principals
@@ -247,8 +280,9 @@ def check_keyring(document: Keyring) -> None:
     """Check the rules that a keyring keeps by itself, before or after it is signed.
 
     Every named principal exists; public keys can be read and are of their scheme; one key (or OIDC identity)
-    is one principal; a principal holds one role, where root and owner are roles too; root can still reach its
-    threshold with active keys; only version 1 has no predecessor.
+    is one principal; a principal holds one role, where root and owner are roles too, and those two are held by
+    keys; root can still reach its threshold with active keys; one Sigstore instance vouches for an issuer; only
+    version 1 has no predecessor.
 
     Raises:
         VerificationFailed: one of them does not hold.
@@ -283,6 +317,13 @@ def check_keyring(document: Keyring) -> None:
                 why="One key, one role: whoever steals it may do one thing only.",
                 fix="Make a principal with a key of its own for each role.",
             )
+        if roles & {"root", "owner"} and document.principals[principal].oidc is not None:
+            raise VerificationFailed(
+                f"{what} makes the identity {principal!r} {roles.pop()}.",
+                why="Whoever takes over an identity provider, or a Sigstore instance, must not change the rules.",
+                fix="Root and owners are keys. An identity can hold a role.",
+            )
+    check_instances(document.sigstore or (), what)
     able = sum(1 for p in set(document.root.principals) if document.principals[p].state == "active")
     if able < document.root.threshold:
         raise VerificationFailed(

@@ -1,6 +1,7 @@
 """Signers by URI. ``file:PATH`` holds a private key in PEM (PKCS 8), mode 0600, with or without a passphrase.
 
-``awskms:NAME`` is a key in AWS KMS (``awskms.py``); boto3 is loaded for such a URI only.
+``awskms:NAME`` is a key in AWS KMS (``awskms.py``); boto3 is loaded for such a URI only. ``sigstore:`` signs as an OIDC
+identity (``sigstore_signer.py``), which has no key of its own; sigstore-python is loaded for such a URI only.
 
 Passphrases come from a callable that the caller provides (a file or a prompt), never from argv.
 """
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -25,10 +28,23 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from bundlectl.model.errors import BackendUnavailable, UsageError
+from bundlectl.model.errors import BackendUnavailable, MissingExtra, UsageError
+from bundlectl.model.keyring import Oidc
+from bundlectl.model.sigstore import SignatureExtension
 from bundlectl.trust.keys import ED25519, P256, SCHEMES, AnyPrivateKey, key_id, public_pem_of, scheme_of
 
-__all__ = ["KeySigner", "Passphrase", "Signer", "generate_key", "key_id", "open_signer"]
+__all__ = [
+    "AnySigner",
+    "Endorsed",
+    "IdentitySigner",
+    "KeySigner",
+    "Passphrase",
+    "Signer",
+    "generate_key",
+    "key_id",
+    "open_key",
+    "open_signer",
+]
 
 MAX_KEY_FILE = 64 * 1024
 
@@ -59,6 +75,29 @@ class Signer(Protocol):
         """Sign the bytes as they are (the scheme hashes them itself); ECDSA gives DER."""
 
 
+@dataclass(frozen=True)
+class Endorsed:
+    """A signature of an identity: made by a key that lived for minutes, with what says whose it was."""
+
+    key_id: str
+    signature: bytes
+    extension: SignatureExtension
+
+
+class IdentitySigner(ABC):
+    """Something that signs as an OIDC identity. ``uri`` says how it was asked for, and never holds a secret."""
+
+    uri: str
+    identity: Oidc
+
+    @abstractmethod
+    def endorse(self, data: bytes) -> Endorsed:
+        """Sign the bytes as they are."""
+
+
+AnySigner = Signer | IdentitySigner
+
+
 class KeySigner:
     """A signer whose private key is held in memory."""
 
@@ -85,13 +124,13 @@ class KeySigner:
         return self._key.sign(data, ec.ECDSA(SHA256()))
 
 
-def open_signer(uri: str, passphrase: Passphrase | None = None) -> Signer:
+def open_signer(uri: str, passphrase: Passphrase | None = None) -> AnySigner:
     """Open the signer that a URI names.
 
     Raises:
-        UsageError: the scheme is unknown or not in this version; the key is missing, readable by others,
-            encrypted without a passphrase, or no key.
-        BackendUnavailable: KMS denies, is throttled or cannot be reached.
+        UsageError: the scheme is unknown; the key is missing, readable by others, encrypted without a passphrase, or no
+            key; there is no identity token, or an extra is not installed.
+        BackendUnavailable: KMS or Sigstore denies, is throttled or cannot be reached.
     """
     scheme, colon, rest = uri.partition(":")
     opener = _OPENERS.get(scheme) if colon else None
@@ -101,6 +140,22 @@ def open_signer(uri: str, passphrase: Passphrase | None = None) -> Signer:
             f"{uri!r} is no signer.", why=f"A signer starts with one of {known}.", fix=f"For a key file: file:{uri}"
         )
     return opener(uri, rest, passphrase)
+
+
+def open_key(uri: str, passphrase: Passphrase | None = None) -> Signer:
+    """Open a signer that is a key, for root and owners. An identity is refused before anything is asked for it.
+
+    Raises:
+        UsageError, BackendUnavailable: as :func:`open_signer`, and for ``sigstore:``.
+    """
+    signer = open_signer(uri, passphrase) if not uri.startswith("sigstore:") else None
+    if signer is None or isinstance(signer, IdentitySigner):
+        raise UsageError(
+            f"{uri!r} is an identity, and this takes a key.",
+            why="Root and owners sign with keys: whoever takes over an identity provider must not change the rules.",
+            fix="Use file:PATH, or awskms:alias/NAME with a P-256 key.",
+        )
+    return signer
 
 
 def _open_file(uri: str, rest: str, passphrase: Passphrase | None) -> Signer:
@@ -180,18 +235,18 @@ def _open_kms(uri: str, rest: str, passphrase: Passphrase | None) -> Signer:
     return open_kms(uri, rest)
 
 
-def _not_yet(uri: str, rest: str, passphrase: Passphrase | None) -> Signer:
-    raise UsageError(
-        f"The signer {uri!r} is not in this version.",
-        why="This version signs with key files and with keys in AWS KMS.",
-        fix="Use file:PATH, or awskms:alias/NAME with a P-256 key.",
-    )
+def _open_sigstore(uri: str, rest: str, passphrase: Passphrase | None) -> AnySigner:
+    try:
+        from bundlectl.trust.sigstore_signer import open_sigstore
+    except ImportError as error:
+        raise MissingExtra("Signing through Sigstore", "sigstore") from error
+    return open_sigstore(uri, rest)
 
 
-_OPENERS: dict[str, Callable[[str, str, Passphrase | None], Signer]] = {
+_OPENERS: dict[str, Callable[[str, str, Passphrase | None], AnySigner]] = {
     "file": _open_file,
     "awskms": _open_kms,
-    "sigstore": _not_yet,
+    "sigstore": _open_sigstore,
 }
 
 

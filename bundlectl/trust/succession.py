@@ -19,22 +19,26 @@ from bundlectl.model.keyring import (
     Keyring,
     KeyringEntry,
     KeyState,
+    Oidc,
     PublicKey,
     Role,
     Signers,
 )
+from bundlectl.model.sigstore import SigstoreInstance
 from bundlectl.model.types import format_time
+from bundlectl.trust.instances import root_digest, vouches
 from bundlectl.trust.keyring import VerifiedKeyring, check_successor
 from bundlectl.trust.keys import key_id
 
 
 @dataclass(frozen=True)
 class NewMember:
-    """A principal that is to enter the keyring."""
+    """A principal that is to enter the keyring: by its key, or by its identity."""
 
     principal: str
     owner: str
-    key: PublicKey
+    key: PublicKey | None = None
+    oidc: Oidc | None = None
 
 
 def add_principal(
@@ -49,7 +53,8 @@ def add_principal(
     """Give a principal a role. One that is there already with the same key and owner gets the role in more places.
 
     Raises:
-        UsageError: it is there with another key or owner, holds the role there already, or an app is unknown.
+        UsageError: it is there with another key or owner, holds the role there already, an app is unknown, or it is an
+            identity that no Sigstore instance of the keyring vouches for.
         VerificationFailed: the key is unusable or another principal's, or it holds another role.
     """
     document = current.document
@@ -58,6 +63,12 @@ def add_principal(
         raise UsageError(
             f"Keyring {current.version} does not name the app {', '.join(unknown)}.",
             fix=f"bundlectl keyring app {unknown[0]} --add OWNER_PRINCIPAL,WHO,FILE.pub",
+        )
+    if new.oidc is not None and vouches(current.sigstore, new.oidc.issuer) is None:
+        raise UsageError(
+            f"Keyring {current.version} trusts no Sigstore instance for identities of {new.oidc.issuer}.",
+            why="So no signature of this identity would count.",
+            fix=f"bundlectl keyring trust-root public --issuer {new.oidc.issuer} (or name your own instance's FILE)",
         )
     principals = _with(document, [new])
     grant = Grant(role=role, principals=[new.principal], apps=list(apps), environments=list(environments))
@@ -176,6 +187,33 @@ def set_app(
     return successor(current, reason=reason, principals=_with(document, add), apps={**document.apps, app: after})
 
 
+def set_instance(current: VerifiedKeyring, instance: SigstoreInstance, *, reason: str | None = None) -> Keyring:
+    """Trust a Sigstore instance for the identities of some issuers, or replace what was said of it.
+
+    Raises:
+        UsageError: that is said already.
+        VerificationFailed: another instance vouches for one of the issuers, or the trusted root is of no known kind.
+    """
+    before = list(current.sigstore)
+    if instance in before:
+        raise UsageError(f"The Sigstore instance {instance.name!r} is like that already; nothing was changed.")
+    after = [one for one in before if one.name != instance.name] + [instance]
+    return successor(current, reason=reason, sigstore=sorted(after, key=lambda one: one.name))
+
+
+def drop_instance(current: VerifiedKeyring, name: str, *, reason: str | None = None) -> Keyring:
+    """Trust a Sigstore instance no more: no signature that it vouches for counts, whenever it was made.
+
+    Raises:
+        UsageError: the keyring does not name it.
+    """
+    after = [one for one in current.sigstore if one.name != name]
+    if len(after) == len(current.sigstore):
+        known = ", ".join(one.name for one in current.sigstore) or "none"
+        raise UsageError(f"Keyring {current.version} names no Sigstore instance {name!r}.", fix=f"It names {known}.")
+    return successor(current, reason=reason, sigstore=after or None)
+
+
 def successor(current: VerifiedKeyring, *, reason: str | None, **changes: Any) -> Keyring:
     """Give version N+1 with some fields changed, checked against every rule but the signatures.
 
@@ -209,6 +247,7 @@ def differences(before: Keyring, after: Keyring) -> list[str]:
             lines.append(f"principal {name} ({entry.owner}): {old.state} -> {entry.state}")
     lines += [f"new grant: {_grant(grant)}" for grant in after.grants if grant not in before.grants]
     lines += [f"grant taken away: {_grant(grant)}" for grant in before.grants if grant not in after.grants]
+    lines += _instance_lines(before.sigstore or [], after.sigstore or [])
     for name, app in sorted(after.apps.items()):
         lines += _app_lines(name, before.apps.get(name), app)
     lines += [f"blocked: {b.digest}: {b.reason}" for b in after.blocked if b not in before.blocked]
@@ -224,6 +263,18 @@ def _root_lines(before: Keyring, after: Keyring) -> list[str]:
     if before.expires != after.expires:
         lines.append(f"expires: {_when(before.expires)} -> {_when(after.expires)}")
     return lines
+
+
+def _instance_lines(before: Sequence[SigstoreInstance], after: Sequence[SigstoreInstance]) -> list[str]:
+    old = {one.name: one for one in before}
+    lines = [
+        f"{'Sigstore instance' if one.name in old else 'new Sigstore instance'} {one.name}: "
+        f"trusted root {root_digest(one)}, vouches for {', '.join(one.issuers)}"
+        for one in after
+        if old.get(one.name) != one
+    ]
+    kept = {one.name for one in after}
+    return lines + [f"Sigstore instance {name} is trusted no more" for name in old if name not in kept]
 
 
 def _app_lines(name: str, before: App | None, after: App) -> list[str]:
@@ -243,7 +294,7 @@ def _app_lines(name: str, before: App | None, after: App) -> list[str]:
 def _with(document: Keyring, new: Sequence[NewMember]) -> dict[str, KeyringEntry]:
     principals = dict(document.principals)
     for one in new:
-        entry = KeyringEntry(owner=one.owner, key=one.key)
+        entry = KeyringEntry(owner=one.owner, key=one.key, oidc=one.oidc)
         there = principals.get(one.principal)
         if there is not None and not _same(there, entry):
             raise UsageError(
