@@ -154,6 +154,7 @@ OUTPUTS: Final = {
     "keyring-generate": Format("bundlectl keyring generate", GeneratedKey),
     "keyring-init": Format("bundlectl keyring init", Initialised),
     "keyring-show": Format("bundlectl keyring show", ShownKeyring),
+    "keyring-trust-root": Format("bundlectl keyring trust-root", KeyringChanged),
     "override": Format("bundlectl override", Overridden),
     "policy-diff": Format("bundlectl policy diff", PolicyDiff),
     "policy-export": Format("bundlectl policy export", PolicyExported),
