@@ -51,6 +51,7 @@ from bundlectl.actions.transfer import Transferred
 from bundlectl.actions.validate import Validated
 from bundlectl.actions.verify import Verified
 from bundlectl.bundling.source_models import AccessCases, SourceBundle, SourceOutput, SourceRoutes
+from bundlectl.evaluation.cache import Held
 from bundlectl.evaluation.report import Report
 from bundlectl.insight.diff import BundleDiff
 from bundlectl.insight.explain import Explanation
@@ -125,6 +126,8 @@ OUTPUTS: Final = {
     "bind": Format("bundlectl bind", Bound),
     "build": Format("bundlectl build", Built),
     "copy": Format("bundlectl copy", Copied),
+    "cache-clear": Format("bundlectl cache clear", Held),
+    "cache-show": Format("bundlectl cache show", Held),
     "demo": Format("bundlectl demo", Played),
     "diff": Format("bundlectl diff", BundleDiff),
     "drift": Format("bundlectl drift", Drifted),

@@ -123,6 +123,12 @@ def looks(ctx: Context, keyring: VerifiedKeyring, app: str, bundle: str, loaded:
     return [Look(result, signers, _report(ctx, app, bundle, result)) for result, signers in found if result.complete]
 
 
+def looks_taken(ctx: Context, keyring: VerifiedKeyring, app: str, bundle: str, suite: str, actor: str) -> int:
+    """Count the looks that somebody signed for, of a suite of that name at a digest."""
+    found = _results(ctx, keyring, app, bundle, suite)
+    return sum(1 for result, signers in found if result.complete and actor in signers)
+
+
 def same_exam(look: Look, loaded: LoadedSuite, bindings: str) -> bool:
     """Say whether a look measured what this run measures, so that their rows may be pooled."""
     return (look.result.suite_digest, look.result.dataset_digest, look.result.bindings) == (

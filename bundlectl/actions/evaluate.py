@@ -17,22 +17,27 @@ from bundlectl.actions.baselines import (
     find_baseline,
     fitted,
     looks,
+    looks_taken,
     measuring,
     rows_of,
     same_exam,
     stored_rows,
 )
+from bundlectl.actions.caching import ingredients_of, memory_of, open_cache
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import load_bundle, open_trust
 from bundlectl.actions.reporting import check_folder, write_reports
 from bundlectl.actions.routing import router_of, without_addresses
 from bundlectl.bundling.checks import find_suites
+from bundlectl.evaluation.cache import EvaluationCache
 from bundlectl.evaluation.comparison import Change, changes, compare
 from bundlectl.evaluation.journal import Journal, journal_key
+from bundlectl.evaluation.remembering import Memory
 from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_report, report_bytes
 from bundlectl.evaluation.reports.material import Material
 from bundlectl.evaluation.result import summarise
 from bundlectl.evaluation.runner import Budget, Side, run_sides
+from bundlectl.evaluation.scorers.table import demands_time, timed
 from bundlectl.evaluation.statistics import look_alpha
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
 from bundlectl.model.attestation import EVALUATION, PAYLOAD_TYPE, Comparison, EvaluationResult
@@ -43,6 +48,7 @@ from bundlectl.model.contract import Answer
 from bundlectl.model.errors import UsageError
 from bundlectl.model.reference import EnvironmentReference, SourceReference, parse_reference
 from bundlectl.model.types import Strict
+from bundlectl.router.assemble import Compiled
 from bundlectl.router.identity import LOCAL, Identity
 from bundlectl.trust.envelope import make_statement, seal
 
@@ -72,7 +78,7 @@ class Settings:
     the suite says. ``max_cost``: US dollars after which no further row is begun. ``only``: ids or patterns of the
     cases to run; such a run never passes. ``sign``: False to attach nothing. ``fresh``: forget what an interrupted
     run measured. ``report``: a folder for reports, with what was answered; a folder of its own for each suite where
-    there are several.
+    there are several. ``cache``: give back what earlier runs were answered to the same, and keep what is answered.
     """
 
     concurrency: int = 8
@@ -83,6 +89,7 @@ class Settings:
     repeats: int | None = None
     max_cost: float | None = None
     report: Path | None = None
+    cache: bool = True
 
 
 def evaluate(
@@ -159,9 +166,10 @@ class _Evaluation:
             self._note = "only part of the suite was run, so nothing was attached"
         self._signer = ctx.signer("evaluator") if settings.sign and stored and loaded.whole else None
         self._keyring = open_trust(ctx) if self._signer is not None or baseline is not None else None
-        self._actor = "unsigned"
+        self._actor, self._look = "unsigned", 1
         if self._signer is not None and self._keyring is not None:
             self._actor = self._keyring.signing_principal(self._signer, "evaluator", app, None)
+            self._look += looks_taken(ctx, self._keyring, app, bundle.digest, loaded.suite.name, self._actor)
 
     def run(self) -> Evaluated:
         """Measure, judge, sign, attach."""
@@ -171,7 +179,8 @@ class _Evaluation:
         budget = Budget(settings.max_cost)
         with ExitStack() as stack:
             journals = [stack.enter_context(journal) for journal in self._journals(measure_baseline=stored is None)]
-            results = asyncio.run(self._measure(journals, budget))
+            cache = stack.enter_context(open_cache(ctx)) if settings.cache else None
+            results = asyncio.run(self._measure(journals, budget, cache))
             if not budget.open:
                 ctx.reporter.warn(_stopped(budget))
             beside = self._beside(stored if stored is not None else results[1] if self._baseline else None)
@@ -232,14 +241,16 @@ class _Evaluation:
             self._ctx.reporter.say(f"going on: {kept} of {total} cases were measured before")
         return journals
 
-    async def _measure(self, journals: Sequence[Journal], budget: Budget) -> list[list[CaseResult]]:
+    async def _measure(
+        self, journals: Sequence[Journal], budget: Budget, cache: EvaluationCache | None
+    ) -> list[list[CaseResult]]:
         loaded = self._loaded
         measured = [(self._bundle, self._bindings)]
         if self._baseline is not None and len(journals) > 1:
             measured.append((self._baseline.bundle, self._baseline.run_with))
         async with AsyncExitStack() as stack:
             sides = [
-                await self._side(stack, bundle, bindings, journal, answers)
+                await self._side(stack, bundle, bindings, journal, answers, cache)
                 for (bundle, bindings), journal, answers in zip(measured, journals, self._answers, strict=False)
             ]
             total = len(loaded.chosen) * self._repeats * len(sides)
@@ -263,6 +274,7 @@ class _Evaluation:
         bindings: Bindings,
         journal: Journal,
         answers: dict[Row, Answer],
+        cache: EvaluationCache | None,
     ) -> Side[Identity]:
         suite = self._loaded.suite
         task = bundle.components.application.tasks.get(suite.task)
@@ -272,7 +284,7 @@ class _Evaluation:
                 f"{which} has no task {suite.task!r}, which suite {suite.name!r} measures.",
                 fix=f"Its tasks are {', '.join(sorted(bundle.components.application.tasks))}.",
             )
-        router, _ = await stack.enter_async_context(router_of(self._ctx, self._app, bundle, measuring(bindings)))
+        router, compiled = await stack.enter_async_context(router_of(self._ctx, self._app, bundle, measuring(bindings)))
         return Side(
             router,
             identity=LOCAL,
@@ -280,7 +292,19 @@ class _Evaluation:
             output=bundle.components.output.get(suite.task),
             journal=journal,
             capture=answers.__setitem__ if self._settings.report is not None else None,
+            memory=self._memory(cache, bundle, measuring(bindings), compiled) if cache is not None else None,
         )
+
+    def _memory(self, cache: EvaluationCache, bundle: Bundle, bindings: Bindings, compiled: Compiled) -> Memory:
+        beside = None
+        if self._baseline is not None:
+            which = "candidate" if bundle is self._bundle else "baseline"
+            beside = f"{which} of {self._bundle.digest} beside {self._baseline.bundle.digest}"
+        of = ingredients_of(self._ctx, bundle, bindings, compiled, actor=self._actor, look=self._look, beside=beside)
+        lines = self._loaded.suite.scorers
+        # Answers that were given before take no time. Where time counts, every row of the run has to have its own.
+        anew = demands_time(lines) or (self._signer is not None and bool(timed(lines)))
+        return memory_of(cache, of, bundle, compiled, self._loaded.suite, anew=anew)
 
     def _beside(self, rows: Sequence[CaseResult] | None) -> Beside | None:
         if self._baseline is None or rows is None:
@@ -308,15 +332,18 @@ class _Evaluation:
             uncompared=self._uncompared(),
             earlier=rows,
         )
-        every = [*report.cases, *(report.baseline.cases if report.baseline else []), *rows]
-        if compared is None and look == 1:
+        given = [*report.cases, *(report.baseline.cases if report.baseline is not None and not stored else [])]
+        cached = sum(1 for row in given if row.cached)
+        oldest = min((row.time for row in given), default=None)
+        early = oldest is not None and oldest < started.replace(microsecond=0)
+        if compared is None and look == 1 and not cached and not early:
             return result.model_copy(update={"usd": budget.spent} if budget.spent and not budget.unknown else {})
         return result.model_copy(
             update={
                 "look": look,
                 "pooled": [look.result.report for look in poolable] or None,
-                "cache_hits": len(report.baseline.cases) if stored and report.baseline else 0,
-                "oldest": min((row.time for row in every), default=None),
+                "cache_hits": cached + (len(report.baseline.cases) if stored and report.baseline else 0),
+                "oldest": oldest,
                 "usd": None if budget.unknown else budget.spent,
             }
         )

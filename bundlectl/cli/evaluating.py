@@ -68,6 +68,9 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Option("--only", metavar="ID|TAG", help="Run these cases (* and ? match), or a tag's. Never passes."),
         ] = None,
+        no_cache: Annotated[
+            bool, typer.Option("--no-cache", help="Ask and score every case anew, and keep nothing for next time.")
+        ] = False,
         unsigned: Annotated[bool, typer.Option("--unsigned", help="Measure and attach nothing.")] = False,
         report: Annotated[
             Path | None,
@@ -108,6 +111,7 @@ def register(app: typer.Typer) -> None:
                 repeats=repeat,
                 max_cost=max_cost,
                 report=report,
+                cache=not no_cache,
             ),
         )
         if session.output == "json":
@@ -174,6 +178,13 @@ def scores_table(out: Console, evaluated: Evaluated) -> None:
             Text(score.verdict, style=_STYLE[score.verdict]),
         )
     out.print(table)
+    for found in result.measures or ():
+        unit = "s" if found.measure == "latency" else "USD"
+        value = "-" if found.value is None else f"{found.value:.6g} {unit}"
+        bound = "" if found.bound is None else f" of at most {found.bound:g} {unit}: "
+        missing = f", {found.missing} of {found.rows} rows missing" if found.missing else ""
+        verdict = Text(found.verdict if bound else "", style=_STYLE[found.verdict])
+        out.print(Text(f"{found.measure} {found.statistic} {value}{bound}") + verdict + Text(missing))
     if result.comparison is not None:
         comparison_table(out, evaluated)
     out.print(
@@ -190,6 +201,8 @@ def scores_table(out: Console, evaluated: Evaluated) -> None:
             f"look {result.look} at this bundle; {len(result.pooled or [])} earlier results are pooled with this one",
             markup=False,
         )
+    if cached := sum(1 for row in evaluated.report.rows if row.cached):
+        out.print(f"{cached} of {len(evaluated.report.rows)} rows were answered by an earlier run", markup=False)
     out.print(f"bundle {evaluated.bundle}", markup=False)
     if evaluated.attestation:
         out.print(f"signed by {result.actor}: {evaluated.attestation}", markup=False)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bundlectl.cli import (
+    caching,
     demonstrating,
     evaluating,
     keyrings,
@@ -51,6 +52,7 @@ def _options(
 for family in (
     source,
     evaluating,
+    caching,
     releases,
     looking,
     serving,

@@ -111,8 +111,9 @@ def _age(
     name = f"age:{requirement.suite}"
     if not newest:
         return Check(name, "inconclusive", "There is no evaluation whose age could be judged.", again)
-    ages = {evaluator: situation.now - results[0].finished for evaluator, results in newest.items()}
-    ahead = [evaluator for evaluator, age in ages.items() if age < -CLOCK_SKEW]
+    ahead = [evaluator for evaluator, found in newest.items() if situation.now - found[0].finished < -CLOCK_SKEW]
+    # An answer that an earlier run got is as old as it is, whenever it was signed.
+    ages = {who: situation.now - (found[0].oldest or found[0].finished) for who, found in newest.items()}
     if ahead:
         why = f"The newest result of {', '.join(ahead)} lies in the future: a clock is wrong, theirs or this one."
         return Check(name, "inconclusive", why, "Set the clock right and evaluate again.")
