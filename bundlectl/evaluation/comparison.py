@@ -81,6 +81,7 @@ def compare(
     look: int = 1,
     alpha: float | None = None,
     margins: Mapping[str, float] | None = None,
+    unfit: Mapping[str, str] | None = None,
 ) -> Compared:
     """Compare two bundles by what was measured of them.
 
@@ -91,6 +92,7 @@ def compare(
         look: which look at the candidate this is.
         alpha: one-sided; by default that of the look.
         margins: margins by scorer for scorers without one of their own; they gate as well.
+        unfit: judged scorers that may not decide what they gate, and why.
     """
     alpha = look_alpha(look) if alpha is None else alpha
     sides = _Sides(_by_id(candidate), _by_id(baseline))
@@ -99,7 +101,7 @@ def compare(
         overall = line.margin if line.margin is not None else (margins or {}).get(line.key)
         for tag, margin in [(None, overall), *sorted((line.tag_margins or {}).items())]:
             found.append(_score(line, tag, margin, loaded, sides, alpha))
-    scores = _corrected(found, alpha)
+    scores = [_undecided(score, unfit or {}) for score in _corrected(found, alpha)]
     verdict, why = verdict_of(scores)
     return Compared(tuple(scores), verdict, why)
 
@@ -289,6 +291,14 @@ def _corrected(found: Sequence[tuple[ComparedScore, float]], alpha: float) -> li
             score = score.model_copy(update={"claim": "no_worse" if kept else "inconclusive", "why": why})
         scores.append(score)
     return scores
+
+
+def _undecided(score: ComparedScore, unfit: Mapping[str, str]) -> ComparedScore:
+    """Take back what a gated scorer claims when it may not decide."""
+    if score.margin is None or score.scorer not in unfit:
+        return score
+    why = f"shown, but {unfit[score.scorer]}"
+    return score.model_copy(update={"claim": "inconclusive", "why": why, "below": None, "needed": None})
 
 
 @dataclass(frozen=True)
