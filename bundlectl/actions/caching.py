@@ -10,10 +10,10 @@ from bundlectl.actions.context import Context
 from bundlectl.evaluation.cache import EvaluationCache, Held, clear, held
 from bundlectl.evaluation.remembering import Ingredients, Memory
 from bundlectl.evaluation.scorers.table import make_scorers
+from bundlectl.evaluation.suite import LoadedSuite
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import UsageError
-from bundlectl.model.suite import Suite
 from bundlectl.model.types import seconds
 from bundlectl.router.assemble import Compiled
 
@@ -51,9 +51,16 @@ def ingredients_of(
 
 
 def memory_of(
-    cache: EvaluationCache, ingredients: Ingredients, bundle: Bundle, compiled: Compiled, suite: Suite, *, anew: bool
+    cache: EvaluationCache,
+    ingredients: Ingredients,
+    bundle: Bundle,
+    compiled: Compiled,
+    loaded: LoadedSuite,
+    *,
+    anew: bool,
 ) -> Memory:
     """Give what a run may know of a bundle's earlier answers; with ``anew`` nothing, but the run's own are kept."""
+    suite = loaded.suite
     output = bundle.components.output.get(suite.task)
 
     def snapshot(task: str) -> str | None:
@@ -64,7 +71,7 @@ def memory_of(
         cache,
         ingredients,
         lines=suite.scorers,
-        scorers=make_scorers(suite.scorers, output),
+        scorers=make_scorers(suite.scorers, output, loaded.code),
         output=output,
         snapshot=snapshot,
         anew=anew,

@@ -303,8 +303,9 @@ class _Evaluation:
         of = ingredients_of(self._ctx, bundle, bindings, compiled, actor=self._actor, look=self._look, beside=beside)
         lines = self._loaded.suite.scorers
         # Answers that were given before take no time. Where time counts, every row of the run has to have its own.
-        anew = demands_time(lines) or (self._signer is not None and bool(timed(lines)))
-        return memory_of(cache, of, bundle, compiled, self._loaded.suite, anew=anew)
+        anew = demands_time(lines) or self._loaded.suite.bounds is not None
+        anew = anew or (self._signer is not None and bool(timed(lines)))
+        return memory_of(cache, of, bundle, compiled, self._loaded, anew=anew)
 
     def _beside(self, rows: Sequence[CaseResult] | None) -> Beside | None:
         if self._baseline is None or rows is None:

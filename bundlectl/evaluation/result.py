@@ -17,7 +17,8 @@ A must-pass case has to score 1 on every deciding scorer that applies to it (at 
 an error whatever ``max_errors``, unmeasured is inconclusive. A suite that demands nothing is inconclusive. So is a
 run that is not complete, whatever its scores; only a failed must-pass case makes it worse. Results over two states
 of one index are inconclusive, and so is a suite with margins that was not compared with a baseline. The worst
-verdict wins, that of the comparison (:mod:`bundlectl.evaluation.comparison`) among them.
+verdict wins, that of the comparison (:mod:`bundlectl.evaluation.comparison`) and those of bounds of latency and cost
+(:mod:`bundlectl.evaluation.bounds`) among them.
 
 A bundle that is evaluated again is judged by all that was ever measured of it: the rows of earlier looks are pooled
 with those of this one, but for errors, which say nothing about the bundle.
@@ -33,6 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from bundlectl import __version__
+from bundlectl.evaluation.bounds import measure_run
 from bundlectl.evaluation.dataset import tags_of
 from bundlectl.evaluation.report import CaseResult, is_complete
 from bundlectl.evaluation.scorers.score import Score
@@ -61,6 +63,7 @@ def summarise(
     compared: Comparison | None = None,
     uncompared: str = "it was compared with no baseline",
     earlier: Sequence[CaseResult] = (),
+    unfit: Mapping[str, str] | None = None,
     tool_version: str = __version__,
 ) -> EvaluationResult:
     """Judge a run.
@@ -78,6 +81,7 @@ def summarise(
         uncompared: why there is none, which is inconclusive in a suite with margins; empty where margins have nothing
             to be compared with, because nothing is live yet.
         earlier: rows of earlier looks at this bundle.
+        unfit: judged scorers that may not decide what they gate, and why (:func:`bundlectl.evaluation.judges.unfit`).
         tool_version: the version that measured.
 
     Raises:
@@ -89,7 +93,9 @@ def summarise(
         if row.error is None:
             by_id.setdefault(row.id, []).append(row)
     rows = [row for line in loaded.suite.scorers for row in _rows(line, loaded, by_id, complete)]
-    must_pass = {case_id: _must_pass(case_id, loaded.suite, by_id) for case_id in loaded.suite.must_pass}
+    rows = [_undecided(row, unfit or {}) for row in rows]
+    must_pass = {case_id: _must_pass(case_id, loaded.suite, by_id, unfit or {}) for case_id in loaded.suite.must_pass}
+    measures = measure_run(loaded.suite, [row for found in by_id.values() for row in found], complete=complete)
     reasons = [
         *_completeness(loaded, results, repeats, complete),
         *_must_pass_reasons(must_pass, complete),
@@ -97,6 +103,7 @@ def summarise(
         *_comparison(loaded, compared, uncompared),
         *_demands_nothing(loaded.suite),
         *((row.verdict, f"{_label(row)}: {row.why}") for row in rows if complete and _counts(row)),
+        *((found.verdict, f"{found.measure}: {found.why}") for found in measures if complete),
     ]
     verdict = worst(verdict for verdict, _ in reasons)
     return EvaluationResult(
@@ -120,6 +127,7 @@ def summarise(
         repeats=repeats if repeats > 1 else None,
         flaky=(flaky_cases(loaded, by_id) or None),
         comparison=compared,
+        measures=measures or None,
     )
 
 
@@ -223,6 +231,13 @@ def _judge(
     return "pass", f"{total / n:.3f}{missing} reaches the floor {floor:g}"
 
 
+def _undecided(row: ScoreSummary, unfit: Mapping[str, str]) -> ScoreSummary:
+    """Take back what a scorer says of a floor when it may not decide."""
+    if row.floor is None or row.scorer not in unfit or row.verdict not in ("pass", "fail"):
+        return row
+    return row.model_copy(update={"verdict": "inconclusive", "why": f"shown, but {unfit[row.scorer]}"})
+
+
 def _counts(row: ScoreSummary) -> bool:
     """Say whether a row takes part in the verdict: all but those that neither demand nor measured anything."""
     return row.floor is not None or row.measured + row.unmeasured + row.errors > 0
@@ -241,19 +256,21 @@ def _label(row: ScoreSummary) -> str:
 Reason = tuple[Verdict, str]
 
 
-def _must_pass(case_id: str, suite: Suite, by_id: Mapping[str, Sequence[CaseResult]]) -> Reason:
+def _must_pass(
+    case_id: str, suite: Suite, by_id: Mapping[str, Sequence[CaseResult]], unfit: Mapping[str, str]
+) -> Reason:
     rows = by_id.get(case_id)
     if not rows:
         return "inconclusive", "it was not run"
     found: dict[Verdict, str] = {}
     for row in rows:
-        verdict, why = _must_pass_row(row, suite)
+        verdict, why = _must_pass_row(row, suite, unfit)
         found.setdefault(verdict, why)
     verdict = worst(found)
     return verdict, found[verdict]
 
 
-def _must_pass_row(result: CaseResult, suite: Suite) -> Reason:
+def _must_pass_row(result: CaseResult, suite: Suite, unfit: Mapping[str, str]) -> Reason:
     deciding = {line.key: result.scores.get(line.key) for line in suite.scorers if decides(line)}
     scores = {key: score for key, score in deciding.items() if score is not None}
     if result.error is not None:
@@ -266,6 +283,8 @@ def _must_pass_row(result: CaseResult, suite: Suite) -> Reason:
             found.setdefault("error", f"{key}: {score.why}")
         elif score.outcome == "unmeasured":
             found.setdefault("inconclusive", f"{key}: {score.why}")
+        elif key in unfit:
+            found.setdefault("inconclusive", f"{key}: {unfit[key]}")
         elif score.value is not None and score.value < 1 - _SLACK:
             found.setdefault("fail", f"{key} is {score.value:g}" + (f" ({score.why})" if score.why else ""))
     verdict = worst(found)
@@ -306,11 +325,15 @@ def _index_moved(results: Sequence[CaseResult]) -> list[Reason]:
 
 
 def _demands_nothing(suite: Suite) -> list[Reason]:
-    if suite.must_pass or any(
-        line.floor is not None or line.tags or line.margin is not None or line.tag_margins for line in suite.scorers
+    if (
+        suite.must_pass
+        or suite.bounds is not None
+        or any(
+            line.floor is not None or line.tags or line.margin is not None or line.tag_margins for line in suite.scorers
+        )
     ):
         return []
-    return [("inconclusive", "the suite demands nothing: it has no floor, no margin and no must-pass case")]
+    return [("inconclusive", "the suite demands nothing: it has no floor, no margin, no bound and no must-pass case")]
 
 
 def _why(reasons: Sequence[Reason], verdict: Verdict) -> str:

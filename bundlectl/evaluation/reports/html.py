@@ -16,7 +16,7 @@ from typing import Final
 
 from bundlectl.evaluation.dataset import tags_of
 from bundlectl.evaluation.report import CaseResult
-from bundlectl.evaluation.reports.material import Material, clean, moved, name_of, number, state_of
+from bundlectl.evaluation.reports.material import Material, amount, clean, moved, name_of, number, state_of
 from bundlectl.evaluation.scorers.table import timed
 from bundlectl.model.contract import Answer
 from bundlectl.model.suite import Case
@@ -41,7 +41,7 @@ def page(material: Material) -> str:
         f"<title>{text(title)}</title><style>{style}</style></head><body>\n"
         f"<h1>{text(material.app)} {text(result.suite)}: {_word(result.verdict)}</h1>\n"
         f"<p>{text(result.why)}</p>\n{_facts(material)}\n"
-        f"<h2>Scores</h2>\n{_scores(material)}\n{_compared(material)}\n"
+        f"<h2>Scores</h2>\n{_scores(material)}\n{_measures(material)}\n{_compared(material)}\n"
         f"<h2>Cases</h2>\n{_filter(material)}\n{rows}\n"
         f"<script>{script}</script></body></html>\n"
     )
@@ -108,6 +108,22 @@ def _scores(material: Material) -> str:
             for score in material.result.scores
         ],
     )
+
+
+def _measures(material: Material) -> str:
+    rows = [
+        (
+            _cell(found.measure),
+            _cell(found.statistic),
+            _figure(amount(found, found.value)),
+            _figure("" if found.bound is None else amount(found, found.bound)),
+            _figure(str(found.missing)),
+            f"<td>{_word(found.verdict)}</td>",
+        )
+        for found in material.result.measures or ()
+    ]
+    head = ("run", "statistic", "value", "bound", "missing", "verdict")
+    return "<h2>The run as a whole</h2>\n" + _table(head, rows) if rows else ""
 
 
 def _compared(material: Material) -> str:

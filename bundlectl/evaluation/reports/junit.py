@@ -24,6 +24,10 @@ def junit(material: Material) -> bytes:
             name = f"{score.scorer}{f' [{score.tag}]' if score.tag else ''} at least {score.floor:g}"
             why = score.why or f"the mean is {number(score.mean)}"
             _verdict(_test(suite, name, f"{result.suite}.floors", counts), score.verdict, why, counts)
+    for measure in result.measures or ():
+        if measure.bound is not None:
+            name = f"{measure.measure} {measure.statistic} at most {measure.bound:g}"
+            _verdict(_test(suite, name, f"{result.suite}.bounds", counts), measure.verdict, measure.why, counts)
     for compared in result.comparison.scores if result.comparison else ():
         if compared.margin is not None:
             name = f"{compared.scorer}{f' [{compared.tag}]' if compared.tag else ''} within {compared.margin:g}"

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from bundlectl.evaluation.reports.material import Material, clean, moved, name_of, number, state_of
+from bundlectl.evaluation.reports.material import Material, amount, clean, moved, name_of, number, state_of
 from bundlectl.evaluation.scorers.table import timed
 
 MOST_WORST = 10
@@ -23,6 +23,7 @@ def markdown(material: Material) -> str:
         f"## {_SIGN[result.verdict]} {plain(result.suite)}: {result.verdict}",
         f"{plain(material.app)} `{material.report.bundle[:19]}`, {result.cases} cases{why}",
         _scores(material),
+        _measures(material),
         _compared(material),
         _must(material),
         _worst(material),
@@ -56,6 +57,21 @@ def _scores(material: Material) -> str:
         for score in material.result.scores
     ]
     return _table(("scorer", "tag", "mean", "floor", "measured", "not measured", "verdict"), rows)
+
+
+def _measures(material: Material) -> str:
+    rows = [
+        (
+            found.measure,
+            found.statistic,
+            amount(found, found.value),
+            "" if found.bound is None else amount(found, found.bound),
+            str(found.missing),
+            found.verdict,
+        )
+        for found in material.result.measures or ()
+    ]
+    return _table(("run", "statistic", "value", "bound", "not measured", "verdict"), rows) if rows else ""
 
 
 def _compared(material: Material) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bundlectl.evaluation.comparison import Change
 from bundlectl.evaluation.report import CaseResult, Report, Row
 from bundlectl.evaluation.suite import LoadedSuite
-from bundlectl.model.attestation import EvaluationResult
+from bundlectl.model.attestation import EvaluationResult, RunMeasure
 from bundlectl.model.contract import Answer
 
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -81,6 +81,13 @@ def name_of(row: CaseResult) -> str:
 def number(value: float | None) -> str:
     """Write a score."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def amount(measure: RunMeasure, value: float | None) -> str:
+    """Write seconds or US dollars."""
+    if value is None:
+        return "-"
+    return f"{value:.3f} s" if measure.measure == "latency" else f"{value:.6f} USD"
 
 
 def clean(text: str) -> str:
