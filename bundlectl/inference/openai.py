@@ -30,7 +30,9 @@ class OpenAIProvider:
         """Take the shared session, the address up to and including ``/v1``, and the API key's value."""
         self._session = session
         self._url = (base_url or DEFAULT_BASE_URL).rstrip("/") + "/chat/completions"
-        self._headers = {"authorization": f"Bearer {credential}"} if credential else {}
+        self._headers = {"content-type": "application/json"}
+        if credential:
+            self._headers["authorization"] = f"Bearer {credential}"
 
     async def generate(self, call: ModelCall) -> ModelReply:
         """Make one attempt; a first-token deadline makes it a stream, as only streams have a first token."""

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from datetime import UTC
+from datetime import UTC, date
 from pathlib import Path
 
 from bundlectl.model.errors import BackendUnavailable
@@ -50,7 +50,7 @@ class ReceiptLog:
         self._on_loss = on_loss
         self._file = f"{process or f'{os.getpid()}-{secrets.token_hex(4)}'}.jsonl"
         self._capacity = capacity
-        self._waiting: deque[Receipt] = deque()
+        self._waiting: deque[tuple[date, bytes]] = deque()
         self._lock = threading.Lock()
         self._some = threading.Event()
         self._hurry = threading.Event()
@@ -67,7 +67,9 @@ class ReceiptLog:
         elif len(self._waiting) >= self._capacity:
             self._lose(1, f"{self._capacity} receipts are waiting to be written")
         else:
-            self._waiting.append(receipt)
+            # Written out here: a thread that did it would take the interpreter from the requests, and costs more.
+            line = receipt.__pydantic_serializer__.to_json(receipt, by_alias=True, exclude_none=True) + b"\n"
+            self._waiting.append((receipt.time.astimezone(UTC).date(), line))
             if not self._some.is_set():
                 self._some.set()
 
@@ -131,11 +133,10 @@ class ReceiptLog:
             if closing:
                 return
 
-    def _store(self, receipts: Iterable[Receipt]) -> None:
-        by_day: dict[str, list[bytes]] = {}
-        for receipt in receipts:
-            line = receipt.model_dump_json(by_alias=True, exclude_none=True).encode() + b"\n"
-            by_day.setdefault(receipt.time.astimezone(UTC).strftime("%Y-%m-%d"), []).append(line)
+    def _store(self, receipts: Iterable[tuple[date, bytes]]) -> None:
+        by_day: dict[date, list[bytes]] = {}
+        for day, line in receipts:
+            by_day.setdefault(day, []).append(line)
         for day, lines in by_day.items():
             try:
                 append(self.folder / f"date={day}" / self._file, b"".join(lines))
