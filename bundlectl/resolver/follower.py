@@ -234,7 +234,6 @@ class Follower:
         """Take the keyrings that follow. One that does not follow is reported and stops nothing."""
         keyring = self.keyring
         before = keyring.version
-        self._keyring_asked = self._clock()
         self._refused_keyring = ()
         try:
             while (data := self._registry.keyring_bytes(keyring.version + 1)) is not None:
@@ -243,6 +242,8 @@ class Follower:
         except VerificationFailed as error:
             # Told until it is asked again: once in ten minutes would be missed by whoever looks at the status.
             self._refused_keyring = (f"Keyring {keyring.version + 1} is refused: {error.what} {error.why}".strip(),)
+        # Where the registry did not answer, nothing was heard: the next poll asks again, not the one in ten minutes.
+        self._keyring_asked = self._clock()
         if keyring.version > before and self._state is not None:
             self._state = self._state.model_copy(update={"keyring": keyring.version, "keyring_digest": keyring.digest})
             problem = self._save()

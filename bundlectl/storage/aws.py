@@ -41,6 +41,10 @@ READ_SECONDS = 10.0
 """The longest silence that is waited for, on one connection."""
 DEADLINE_SECONDS = 30.0
 """The longest that a call may take, with everything that is repeated for it."""
+POLL_READ_SECONDS = 4.0
+POLL_SECONDS = 6.0
+"""The same for what is asked for again in seconds anyway, and whose failing is news: one call that hangs is repeated,
+and an outage is told in a few seconds more."""
 CONNECTIONS = 16
 
 AwsError = (ClientError, BotoCoreError)

@@ -5,7 +5,7 @@
   nothing came between. A 5xx, a timeout or a cut connection after sending is ``OutcomeUnknown``, never repeated
   here: the repetition of a write that had landed would be told 412.
 - Bodies carry SHA-256, checked by S3 when written and by the SDK when read.
-- What may be repeated is repeated with full jitter inside one total deadline.
+- What may be repeated is repeated with full jitter inside one total deadline; a poll, inside a shorter one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 from bundlectl.model.errors import UsageError
 from bundlectl.storage.aws import (
     DEADLINE_SECONDS,
+    POLL_READ_SECONDS,
+    POLL_SECONDS,
     READ_SECONDS,
     AwsError,
     Failure,
@@ -58,8 +60,9 @@ class S3Store:
     Args:
         bucket: the bucket's name.
         prefix: what comes before every key, without slashes at its ends; "" for the whole bucket.
-        client: a boto3 client of S3 that does not repeat calls; by default one from the default chain.
-        patience: how long to repeat what may be repeated.
+        client: a boto3 client of S3 that does not repeat calls; by default one from the default chain, and another
+            one, which waits less, for polls.
+        patience: how long to repeat what may be repeated; by default less for polls.
     """
 
     def __init__(self, bucket: str, prefix: str = "", *, client: Any = None, patience: Patience | None = None) -> None:
@@ -67,18 +70,26 @@ class S3Store:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._patience = patience or Patience(DEADLINE_SECONDS, READ_SECONDS)
+        # What fails at once is repeated for as long as it can; what hangs, once.
+        self._poll_patience = patience or Patience(POLL_SECONDS, 1.0)
         self._client = client if client is not None else open_client("s3")
+        self._poll_client = client
 
     def get(self, key: str) -> Stored:
         """See ``Store.get``. An object over 64 MiB is ``StoreUnavailable``."""
-        stored = self._get(key, None)
+        stored = self._get(key, None, self._client, self._patience)
         assert stored is not None  # only If-None-Match makes it None
         return stored
 
     def get_if_changed(self, key: str, tag: Tag) -> Stored | None:
-        """See ``Store.get_if_changed``: If-None-Match, so that what is unchanged costs one call and no body."""
+        """See ``Store.get_if_changed``: If-None-Match, so that what is unchanged costs one call and no body.
+
+        It is what resolvers poll with, so it gives up sooner: within :data:`POLL_SECONDS` and one silence.
+        """
+        if self._poll_client is None:
+            self._poll_client = open_client("s3", read=POLL_READ_SECONDS)
         # An empty If-None-Match is no condition; no object has such a tag.
-        return self._get(key, tag or None)
+        return self._get(key, tag or None, self._poll_client, self._poll_patience)
 
     def create(self, key: str, data: bytes) -> Tag:
         """See ``Store.create``."""
@@ -106,15 +117,15 @@ class S3Store:
 
     # ------------------------------------------------------------ reading
 
-    def _get(self, key: str, unless: Tag | None) -> Stored | None:
+    def _get(self, key: str, unless: Tag | None, client: Any, patience: Patience) -> Stored | None:
         where = self._where(check_key(key))
         if unless is not None:
             where["IfNoneMatch"] = unless
-        until = self._patience.until()
+        until = patience.until()
 
         def attempt() -> Stored | None:
             try:
-                reply = self._client.get_object(**where, ChecksumMode="ENABLED")
+                reply = client.get_object(**where, ChecksumMode="ENABLED")
             except AwsError as error:
                 if failure_of(error).status == 304:
                     return None
@@ -127,7 +138,7 @@ class S3Store:
                 body.close()
 
         try:
-            return self._call(attempt, until, "s3:GetObject", key, write=False)
+            return self._call(attempt, until, "s3:GetObject", key, write=False, patience=patience)
         except _NoSuchKey:
             raise KeyMissing(key) from None
 
@@ -213,12 +224,22 @@ class S3Store:
 
     # ------------------------------------------------------------ errors
 
-    def _call(self, call: Callable[[], Reply], until: float, action: str, key: str, *, write: bool) -> Reply:
+    def _call(
+        self,
+        call: Callable[[], Reply],
+        until: float,
+        action: str,
+        key: str,
+        *,
+        write: bool,
+        patience: Patience | None = None,
+    ) -> Reply:
         """Ask, and say what went wrong in the words of a store, except what depends on the method."""
+        patience = patience or self._patience
         did = {"s3:PutObject": "written to", "s3:DeleteObject": "deleted from", "s3:ListBucket": "listed in"}
         what = f"{key or 'It'} was not {did.get(action, 'read from')} {self.url}"
         try:
-            return self._patience.ask(call, until, write=write)
+            return patience.ask(call, until, write=write)
         except Refused as error:
             raise self._refused(error.failure, action, key, what) from error
         except Lost as error:
@@ -229,7 +250,7 @@ class S3Store:
             ) from error
         except GivenUp as error:
             raise StoreUnavailable(
-                f"{what} within {self._patience.deadline:g} s.",
+                f"{what} within {patience.deadline:g} s.",
                 why=error.failure.why,
                 fix="Check the network, AWS_ENDPOINT_URL_S3 and the service's health, then repeat.",
             ) from error

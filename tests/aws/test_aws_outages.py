@@ -12,11 +12,13 @@ import pytest
 from bundlectl.actions.promote import promote
 from bundlectl.actions.rollback import rollback
 from bundlectl.model.errors import BackendUnavailable
+from bundlectl.registry.layout import head_key
 from bundlectl.registry.registry import Registry
-from bundlectl.storage.aws import Patience, open_client
+from bundlectl.storage import s3
+from bundlectl.storage.aws import DEADLINE_SECONDS, POLL_SECONDS, READ_SECONDS, Patience, open_client
 from bundlectl.storage.directory import DirectoryStore
 from bundlectl.storage.s3 import S3Store
-from bundlectl.storage.store import open_store
+from bundlectl.storage.store import StoreUnavailable, open_store
 from tests.acceptance.attacker import Asking, complaints, until
 from tests.acceptance.serving import Client, Serving
 from tests.support.aws import Fault, Proxy, stand_in
@@ -83,6 +85,35 @@ def test_verbs_say_what_is_wrong(place: Place, name: str) -> None:
     assert done.serial == 3
 
 
+@pytest.mark.parametrize("name", OUTAGES)
+def test_a_poll_gives_up_sooner_than_a_read(place: Place, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault, word = OUTAGES[name]
+    monkeypatch.setattr(s3, "POLL_SECONDS", 1.6)
+    monkeypatch.setattr(s3, "POLL_READ_SECONDS", READ)
+    store = S3Store(place.bucket, "registry")
+    key = head_key("support", "prod")
+    tag = store.get(key).tag
+    assert store.get_if_changed(key, tag) is None
+    place.proxy.script = lambda method, path, number: fault
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        store.get_if_changed(key, tag)
+    assert word in f"{caught.value.what} {caught.value.why}"
+    assert time.monotonic() - began < DEADLINE_SECONDS - READ_SECONDS, "when a read gives up"
+
+
+@pytest.mark.parametrize("name", ["throttled", "down", "slow"])
+def test_one_call_that_fails_is_no_outage(place: Place, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "POLL_READ_SECONDS", READ)
+    store = S3Store(place.bucket, "registry")
+    key = head_key("support", "prod")
+    tag = store.get(key).tag
+    before = len(place.proxy.requests)
+    place.proxy.script = lambda method, path, number: OUTAGES[name][0] if number == before else Fault()
+    assert store.get_if_changed(key, tag) is None
+    assert len(place.proxy.requests) == before + 2
+
+
 def test_serving_goes_on(place: Place) -> None:
     argv = ("support:prod", "--port", "0", "--poll", "0.1", "--registry", place.url)
     server = Serving(Workspace(place.ceremony.folder), *argv)
@@ -91,7 +122,12 @@ def test_serving_goes_on(place: Place) -> None:
         with Asking(client) as asking:
             place.proxy.script = lambda method, path, number: OUTAGES["denied"][0]
             assert until(lambda: OUTAGES["denied"][1] in complaints(client), 20), complaints(client)
-            for name in ("throttled", "down", "slow"):  # told only at the deadline of a call, as the verbs do above
+            place.proxy.script = lambda method, path, number: Fault()
+            assert until(lambda: not complaints(client), 40), complaints(client)
+            place.proxy.script = lambda method, path, number: OUTAGES["down"][0]
+            told = f"within {POLL_SECONDS:g} s"
+            assert until(lambda: told in complaints(client), 40), "a poll does not wait as long as a verb"
+            for name in ("throttled", "slow"):  # told at the deadline of a poll too; see below
                 fault = OUTAGES[name][0]
                 place.proxy.script = lambda method, path, number, fault=fault: fault  # type: ignore[misc]
                 time.sleep(1.5)

@@ -213,6 +213,21 @@ async def test_a_blocked_bundle_stops_serving_at_once_and_a_new_one_serves(rig: 
     await resolver.stop()
 
 
+async def test_a_block_that_could_not_be_asked_for_is_asked_for_again_at_the_next_poll(rig: Rig) -> None:
+    resolver = rig.resolver()
+    await resolver.start()
+    rig.world.block(tiny_bundle("v1").digest)
+    rig.world.tick(minutes=11)
+    rig.down = True
+    await resolver.poll_now()
+    assert resolver.current()[0] == 1
+    rig.down = False
+    await resolver.poll_now()
+    with pytest.raises(Blocked):
+        resolver.current()
+    await resolver.stop()
+
+
 async def test_a_blocked_bundle_is_not_served_from_disk_either(rig: Rig) -> None:
     resolver = rig.resolver()
     await resolver.start()
