@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
 from bundlectl.actions.context import Context
 from bundlectl.evaluation.cache import EvaluationCache, Held, clear, held
 from bundlectl.evaluation.remembering import Ingredients, Memory
-from bundlectl.evaluation.scorers.table import make_scorers
-from bundlectl.evaluation.suite import LoadedSuite
+from bundlectl.evaluation.scorers.score import AnyScorer
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import UsageError
+from bundlectl.model.suite import Suite
 from bundlectl.model.types import seconds
 from bundlectl.router.assemble import Compiled
 
@@ -55,26 +55,22 @@ def memory_of(
     ingredients: Ingredients,
     bundle: Bundle,
     compiled: Compiled,
-    loaded: LoadedSuite,
+    suite: Suite,
     *,
     anew: bool,
-) -> Memory:
-    """Give what a run may know of a bundle's earlier answers; with ``anew`` nothing, but the run's own are kept."""
-    suite = loaded.suite
+) -> Callable[[Mapping[str, AnyScorer]], Memory]:
+    """Give what makes a run's memory of a bundle's earlier answers, once its scorers are there.
+
+    With ``anew`` it knows nothing, but the run's own answers are kept.
+    """
     output = bundle.components.output.get(suite.task)
 
     def snapshot(task: str) -> str | None:
         index = compiled.tasks[task].index if task in compiled.tasks else None
         return index.current().snapshot if index is not None else None
 
-    return Memory(
-        cache,
-        ingredients,
-        lines=suite.scorers,
-        scorers=make_scorers(suite.scorers, output, loaded.code),
-        output=output,
-        snapshot=snapshot,
-        anew=anew,
+    return lambda scorers: Memory(
+        cache, ingredients, lines=suite.scorers, scorers=scorers, output=output, snapshot=snapshot, anew=anew
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -37,6 +37,7 @@ from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_re
 from bundlectl.evaluation.reports.material import Material
 from bundlectl.evaluation.result import summarise
 from bundlectl.evaluation.runner import Budget, Side, run_sides
+from bundlectl.evaluation.scorers.score import AnyScorer
 from bundlectl.evaluation.scorers.table import demands_time, timed
 from bundlectl.evaluation.statistics import look_alpha
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
@@ -295,7 +296,9 @@ class _Evaluation:
             memory=self._memory(cache, bundle, measuring(bindings), compiled) if cache is not None else None,
         )
 
-    def _memory(self, cache: EvaluationCache, bundle: Bundle, bindings: Bindings, compiled: Compiled) -> Memory:
+    def _memory(
+        self, cache: EvaluationCache, bundle: Bundle, bindings: Bindings, compiled: Compiled
+    ) -> Callable[[Mapping[str, AnyScorer]], Memory]:
         beside = None
         if self._baseline is not None:
             which = "candidate" if bundle is self._bundle else "baseline"
@@ -305,7 +308,7 @@ class _Evaluation:
         # Answers that were given before take no time. Where time counts, every row of the run has to have its own.
         anew = demands_time(lines) or self._loaded.suite.bounds is not None
         anew = anew or (self._signer is not None and bool(timed(lines)))
-        return memory_of(cache, of, bundle, compiled, self._loaded, anew=anew)
+        return memory_of(cache, of, bundle, compiled, self._loaded.suite, anew=anew)
 
     def _beside(self, rows: Sequence[CaseResult] | None) -> Beside | None:
         if self._baseline is None or rows is None:

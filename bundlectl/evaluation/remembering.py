@@ -138,7 +138,7 @@ class Memory:
             cache: where entries are kept.
             ingredients: of the bundle.
             lines: the suite's scorers.
-            scorers: the same, made, by their keys.
+            scorers: those of them that the run makes use of, made, by their keys.
             output: how the bundle's task answers.
             snapshot: gives the state of the index that a task searches now; None if it searches none.
             anew: give back no answer, only keep them.
@@ -148,7 +148,7 @@ class Memory:
         self._scorers = {
             line.key: scorer_digest(line, output, _identity(scorers[line.key]))
             for line in lines
-            if line.key not in self.timed
+            if line.key in scorers and line.key not in self.timed
         }
         self._snapshot, self._anew = snapshot, anew
 

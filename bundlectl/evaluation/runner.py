@@ -140,7 +140,7 @@ class Side(Generic[Identity]):
     output: Output | None = None
     journal: Journal | None = None
     capture: Callable[[Row, Answer], None] | None = None
-    memory: Memory | None = None
+    memory: Callable[[Mapping[str, AnyScorer]], Memory] | None = None
     judges: Mapping[str, Judge] = field(default_factory=dict)
 
 
@@ -229,26 +229,30 @@ async def run_sides(
     pace = Pace(concurrency, pause, timer)
     pairs = paired(loaded.suite.scorers)
     together = bool(pairs) and len(sides) == 2
+    made = [
+        {
+            key: scorer
+            for key, scorer in make_scorers(loaded.suite.scorers, side.output, loaded.code, side.judges).items()
+            # Beside no baseline there is nothing to prefer, and the baseline's scores follow from the candidate's.
+            if key not in pairs or (together and number == 0)
+        }
+        for number, side in enumerate(sides)
+    ]
     ones = [
         _One(
             side.router,
             side.identity,
             loaded,
             side.profile,
-            {
-                key: scorer
-                for key, scorer in make_scorers(loaded.suite.scorers, side.output, loaded.code, side.judges).items()
-                # Beside no baseline there is nothing to prefer, and the baseline's scores follow from the candidate's.
-                if key not in pairs or (together and number == 0)
-            },
+            scorers,
             pace,
             pause,
             clock,
             timer,
             side.capture,
-            side.memory,
+            side.memory(scorers) if side.memory is not None else None,
         )
-        for number, side in enumerate(sides)
+        for side, scorers in zip(sides, made, strict=True)
     ]
     done: list[dict[Row, CaseResult]] = [{} for _ in sides]
     jobs: deque[_Job] = deque()

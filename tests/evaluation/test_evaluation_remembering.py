@@ -191,7 +191,7 @@ def measure(
 ) -> list[CaseResult]:
     told = [] if warnings is None else warnings
     with EvaluationCache(folder, warn=told.append) as cache:
-        side = Side(router, identity="me", profile="p", memory=memory(cache, chosen, made))
+        side = Side(router, identity="me", profile="p", memory=lambda scorers: memory(cache, chosen, made))
         (found,) = asyncio.run(run_sides(chosen, [side], repeats=repeats, pause=0))
         assert warnings is not None or not told
         return found
