@@ -1,0 +1,408 @@
+"""OIDC identities in every role: root lets them in, CI jobs sign as them, a resolver serves what they released."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from bundlectl.actions import succession
+from bundlectl.actions.attest import approve
+from bundlectl.actions.build import build
+from bundlectl.actions.context import Context
+from bundlectl.actions.evaluate import evaluate
+from bundlectl.actions.keyring import keyring_show
+from bundlectl.actions.opening import open_trust
+from bundlectl.actions.policy import set_policy
+from bundlectl.actions.promote import promote
+from bundlectl.actions.rollback import rollback
+from bundlectl.actions.signing import show_request, sign_request
+from bundlectl.actions.status import history
+from bundlectl.actions.trust_root import trust_root
+from bundlectl.actions.verify import verify
+from bundlectl.model.errors import BundlectlError, GateNotPassed, UsageError, VerificationFailed
+from bundlectl.model.keyring import Keyring, Oidc, Role
+from bundlectl.model.release import MAX_HEAD
+from bundlectl.registry.registry import Registry
+from bundlectl.resolver.resolver import Resolver, VerifiedBundle
+from bundlectl.storage.directory import DirectoryStore
+from bundlectl.trust.keyring import VerifiedKeyring, check_keyring
+from tests.support.ceremony import Ceremony
+from tests.support.fake_sigstore import Authority, FakeSigstore, fake_sigstore
+from tests.support.workspace import APP, ROOT, Workspace, environment
+
+GITHUB = "https://token.actions.githubusercontent.com"
+LOGIN = "https://login.example.com"
+POLICY = f"""\
+apiVersion: bundlectl/v1
+kind: Policy
+environments:
+  dev: {{}}
+  staging:
+    provenance: 1
+    evaluations: [{{suite: {APP}}}]
+  prod:
+    provenance: 1
+    evaluations: [{{suite: {APP}}}]
+    approvals: 1
+    soak: {{environment: staging}}
+    confirm: true
+    expires_after: 14d
+"""
+
+
+def workflow(name: str) -> str:
+    return f"https://github.com/org/app/.github/workflows/{name}.yml@refs/heads/main"
+
+
+WHO: dict[Role, Oidc] = {
+    "builder": Oidc(issuer=GITHUB, subject=workflow("build")),
+    "evaluator": Oidc(issuer=GITHUB, subject=workflow("eval")),
+    "approver": Oidc(issuer=LOGIN, subject="ann@example.com"),
+    "promoter": Oidc(issuer=GITHUB, subject=workflow("release")),
+    "renewer": Oidc(issuer=GITHUB, subject=workflow("renew")),
+}
+
+
+@dataclass
+class Team:
+    """A workspace whose five roles are identities; the development keys of those roles count no more."""
+
+    work: Workspace
+    sigstore: FakeSigstore
+    folder: Path
+    digest: ClassVar[str] = ""
+
+    def uri(self, who: Oidc, sigstore: FakeSigstore | None = None) -> str:
+        instance = sigstore or self.sigstore
+        claims: dict[str, Any] = {"job_workflow_ref": who.subject.removeprefix("https://github.com/")}
+        if who.issuer == LOGIN:
+            claims = {"email": who.subject}
+        token = instance.token(self.folder, who.issuer, "subject-of-the-token", **claims)
+        return f"sigstore:?identity-token-file={token}&trust-config={instance.config(self.folder)}"
+
+    def context(self, role: Role | None = None, *, who: Oidc | None = None, **how: Any) -> Context:
+        made = self.work.context(**how)
+        if role is not None or who is not None:
+            made.signer_uri = self.uri(who or WHO[role])  # type: ignore[index]
+        return made
+
+    def release(self, name: str, ref: str) -> str:
+        made = promote(self.context("promoter"), ref, environment=name, reason="by identities", confirmed=name).released
+        assert made is not None
+        return made.release
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(DirectoryStore(self.work.registry))
+
+    def resolver(self, name: str, state: Path | None = None) -> Resolver[str]:
+        async def prepare(bundle: VerifiedBundle) -> str:
+            return bundle.bundle.digest
+
+        pin = (self.work.home / "pin").read_text().strip()
+        return Resolver(self.registry, APP, name, pin, prepare, state_dir=state)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("team")
+    with fake_sigstore() as sigstore:
+        team = Team(Workspace.at(folder), sigstore, folder)
+        ctx = team.context()
+        trust_root(ctx, "own", sigstore.config(folder), issuers=[GITHUB, LOGIN], reason="our Sigstore")
+        for role, who in WHO.items():
+            owner = "ann" if role == "approver" else "platform"
+            succession.add(ctx, f"oidc-{role}", owner=owner, role=role, oidc=who, apps=[APP])
+            succession.compromise(ctx, f"developer-{role}", reason="keys are over")
+        (folder / "policy.yaml").write_text(POLICY)
+        set_policy(ctx, folder / "policy.yaml", app=APP)
+        yield team
+
+
+@pytest.fixture
+def team(made: Team, tmp_path: Path) -> Team:
+    import shutil
+
+    shutil.copytree(made.work.folder, tmp_path / APP, symlinks=True)
+    return Team(Workspace(tmp_path / APP), made.sigstore, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def released(made: Team) -> Team:
+    """Everything by identities, as three CI jobs and a person: live in dev, staging and prod."""
+    folder = made.work.folder
+    ref = build(made.context("builder"), folder).reference
+    evaluate(made.context("evaluator"), ref, suite=folder / "evals" / f"{APP}.yaml")
+    with pytest.raises(GateNotPassed):
+        promote(made.context("promoter"), ref, environment="prod", reason="too early", confirmed="prod")
+    approve(made.context("approver"), ref, environment="prod", reason="read it")
+    for name in ("dev", "staging", "prod"):
+        made.release(name, ref)
+    Team.digest = ref.partition("@")[2]
+    return made
+
+
+def copy(team: Team, folder: Path) -> Team:
+    import shutil
+
+    shutil.copytree(team.work.folder, folder / APP, symlinks=True)
+    return Team(Workspace(folder / APP), team.sigstore, folder)
+
+
+async def test_a_resolver_serves_what_identities_released_and_asks_nobody(
+    released: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("a resolver asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for _ in ("cold", "with its last good"):
+        resolver = released.resolver("prod", tmp_path)
+        await resolver.start()
+        assert resolver.current() == released.digest
+        assert resolver.status.alarms == ()
+        await resolver.stop()
+    size = released.work.head("prod").stat().st_size
+    assert size < MAX_HEAD / 4, size
+
+
+def test_what_is_live_verifies_and_so_does_its_chain(released: Team) -> None:
+    found = verify(released.context(), f"{APP}:prod")
+    assert (found.bundle, found.serial, found.alarms, found.set_aside) == (released.digest, 1, [], [])
+    told = history(released.context(), f"{APP}:prod", verify=True)
+    assert [(one.actor, one.verified) for one in told.entries] == [("oidc-promoter", True)]
+    head = json.loads(released.work.head("prod").read_text())
+    signatures = [one for envelope in (head["release"], *head["evidence"]) for one in envelope["signatures"]]
+    counted = [one for one in signatures if "extension" in one]
+    assert len(counted) == 4
+
+
+def test_rollback_by_an_identity(released: Team, tmp_path: Path) -> None:
+    team = copy(released, tmp_path)
+    team.work.edit("prompts/answer.yaml", "and from nothing else", "and from nothing else at all")
+    ref = build(team.context("builder"), team.work.folder).reference
+    team.release("dev", ref)
+    back = rollback(team.context("promoter"), f"{APP}:dev", reason="worse")
+    assert back.returned_to == 1
+    assert verify(team.context(), f"{APP}:dev").bundle == released.digest
+
+
+def test_a_job_of_the_command_line(released: Team, tmp_path: Path) -> None:
+    """The whole way through the program: no token in argv, and the actor is the principal."""
+    team = copy(released, tmp_path)
+    team.work.edit("prompts/answer.yaml", "and from nothing else", "and from nothing else here")
+    built = team.work.json("build", ".", "--signer", team.uri(WHO["builder"]))
+    env = {"BUNDLECTL_SIGNER": team.uri(WHO["promoter"])}
+    told = team.work.json("promote", built["reference"], "--to", "dev", "--reason", "from a job", env=env)
+    assert told["released"]["actor"] == "oidc-promoter"
+    shown = team.work.run("keyring", "show").out
+    assert f"oidc-builder is {workflow('build')} by {GITHUB}" in shown
+    assert "sigstore own: trusted root sha256:" in shown
+    refused = team.work.run(
+        "promote", ".", "--to", "dev", "--reason", "x", env={"BUNDLECTL_SIGNER": "sigstore:"}, code=2
+    )
+    assert "identity-token-file" in refused.err
+
+
+@pytest.mark.parametrize("role", ["promoter", "approver", "evaluator", "builder"])
+def test_a_compromised_identity_counts_nowhere(released: Team, tmp_path: Path, role: Role) -> None:
+    team = copy(released, tmp_path)
+    told = succession.compromise(team.context(), f"oidc-{role}", reason="the account was taken over")
+    assert any(line.startswith(f"{APP}:prod") for line in told.consequences)
+    with pytest.raises(VerificationFailed):
+        verify(team.context(), f"{APP}:prod")
+    with pytest.raises(BundlectlError):
+        promote(team.context("promoter"), f"{APP}:staging", environment="prod", reason="again", confirmed="prod")
+
+
+def test_a_retired_identity_signs_no_more_and_its_word_stands(released: Team, tmp_path: Path) -> None:
+    team = copy(released, tmp_path)
+    succession.retire(team.context(), "oidc-builder", reason="another workflow builds")
+    assert verify(team.context(), f"{APP}:prod").alarms == []
+    with pytest.raises(UsageError, match="retired and signs no more"):
+        build(team.context("builder"), team.work.folder)
+    with pytest.raises(UsageError, match="a live release depends on it"):
+        succession.retire(team.context(), "oidc-promoter", reason="x")
+
+
+def test_an_instance_that_is_trusted_no_more_vouches_for_nothing(released: Team, tmp_path: Path) -> None:
+    team = copy(released, tmp_path)
+    told = trust_root(team.context(), "own", remove=True, reason="its log was compromised")
+    assert told.changes[-1] == "Sigstore instance own is trusted no more"
+    assert any(line.startswith(f"{APP}:prod") for line in told.consequences)
+    with pytest.raises(VerificationFailed) as caught:
+        verify(team.context(), f"{APP}:prod")
+    assert "trusts no Sigstore instance" in str(caught.value)
+    with pytest.raises(UsageError, match="trusts no Sigstore instance"):
+        build(team.context("builder"), team.work.folder)
+
+
+def test_a_new_trusted_root_that_forgets_the_old_log_is_seen_before_it_is_signed(
+    released: Team, tmp_path: Path
+) -> None:
+    team = copy(released, tmp_path)
+    other = released.sigstore.like(authority=Authority())
+    other.url = released.sigstore.url
+    told = trust_root(team.context(), "own", other.config(tmp_path), request=tmp_path / "request.json")
+    assert any(line.startswith(f"{APP}:prod") for line in told.consequences)
+    assert open_trust(team.context()).version == open_trust(released.context()).version
+
+
+def test_a_stolen_promoter_alone_promotes_nothing(released: Team, tmp_path: Path) -> None:
+    """An instance of the thief's own gives the identity's certificate; everything is made and nothing counts."""
+    team = copy(released, tmp_path)
+    team.work.edit("prompts/answer.yaml", "and from nothing else", "and from anything else")
+    with fake_sigstore(FakeSigstore(provider=released.sigstore.provider)) as theirs:
+        thief = team.work.context()
+        thief.signer_uri = team.uri(WHO["builder"], theirs)
+        ref = build(thief, team.work.folder).reference
+        forger = team.work.context()
+        forger.signer_uri = team.uri(WHO["promoter"], theirs)
+        with pytest.raises(VerificationFailed) as caught:
+            promote(forger, ref, environment="dev", reason="mine")
+        assert "A signature in the name of oidc-promoter does not count" in str(caught.value)
+    with pytest.raises(GateNotPassed) as gate:
+        promote(team.context("promoter"), ref, environment="staging", reason="mine", confirmed="staging")
+    assert "provenance" in str(gate.value.details) + str(gate.value)
+
+
+@pytest.mark.parametrize("where", ["release", "evidence"])
+def test_head_without_certificate_and_log_entry(released: Team, tmp_path: Path, where: str) -> None:
+    team = copy(released, tmp_path)
+    head = json.loads(team.work.head("prod").read_text())
+    for envelope in [head["release"]] if where == "release" else head["evidence"]:
+        for signature in envelope["signatures"]:
+            signature.pop("extension", None)
+    team.work.head("prod").write_text(json.dumps(head, separators=(",", ":"), sort_keys=True))
+    with pytest.raises(VerificationFailed):
+        verify(team.context(), f"{APP}:prod")
+
+
+WITHOUT = """
+import sys
+sys.modules["sigstore"] = None
+from bundlectl.cli.program import run
+sys.argv = ["bundlectl", "verify", sys.argv[1]]
+run()
+"""
+
+
+def test_a_machine_without_the_extra_says_what_it_lacks(released: Team) -> None:
+    argv = [sys.executable, "-c", WITHOUT, f"{APP}:prod"]
+    done = subprocess.run(
+        argv, cwd=released.work.folder, capture_output=True, text=True, env={**environment(), "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 4, done.stderr
+    assert "bundlectl[sigstore]" in done.stderr
+
+
+def test_a_process_of_keys_alone_loads_nothing_of_sigstore(tmp_path: Path) -> None:
+    ceremony = Ceremony(tmp_path)
+    ceremony.world.promote("prod", ceremony.world.bundle("v1"))
+    code = (
+        "import sys\nfrom bundlectl.cli.program import run\nsys.argv = ['bundlectl', 'verify', 'support:prod']\n"
+        "try:\n    run()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'sigstore', 'cryptography.x509.verification', 'requests'} & set(sys.modules)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+def test_who_can_be_added(tmp_path: Path) -> None:
+    ceremony = Ceremony(tmp_path)
+    ctx = ceremony.context()
+    me = Oidc(issuer=GITHUB, subject=workflow("build"))
+    who: dict[str, Any] = {"owner": "platform", "role": "builder"}
+    with pytest.raises(UsageError, match="trusts no Sigstore instance") as caught:
+        succession.add(ctx, "ci", **who, oidc=me)
+    assert "keyring trust-root" in caught.value.fix
+    root = FakeSigstore().trusted_root
+    (tmp_path / "root.json").write_text(json.dumps(root))
+    told = trust_root(ctx, "own", tmp_path / "root.json", issuers=[GITHUB])
+    assert told.changes[0].startswith("new Sigstore instance own: trusted root sha256:")
+    assert told.changes[0].endswith(f"vouches for {GITHUB}")
+    added = succession.add(ctx, "ci", **who, oidc=me)
+    assert f"new principal ci, owner platform, {me.subject} by {GITHUB}" in added.changes
+    with pytest.raises(VerificationFailed, match="under two names"):
+        succession.add(ctx, "ci-2", **who, oidc=me)
+    with pytest.raises(UsageError, match="one of the two"):
+        succession.add(ctx, "ci-3", **who)
+    with pytest.raises(UsageError, match="one of the two"):
+        succession.add(ctx, "ci-3", **who, oidc=me, key=ceremony.pub("x"))
+    with pytest.raises(VerificationFailed, match="more than one role"):
+        succession.add(ctx, "ci", owner="platform", role="promoter", oidc=me)
+    shown = keyring_show(ctx)
+    assert [one.name for one in shown.sigstore] == ["own"]
+    assert ("ci", me.subject) in [(one.principal, one.subject) for one in shown.principals]
+
+
+def test_root_judges_a_trusted_root_where_it_signs(tmp_path: Path) -> None:
+    ceremony = Ceremony(tmp_path)
+    file, request = tmp_path / "root.json", tmp_path / "request.json"
+    file.write_text(json.dumps(FakeSigstore().trusted_root))
+    trust_root(ceremony.context(), "own", file, issuers=[GITHUB, LOGIN], request=request)
+    offline = ceremony.offline(tmp_path / "offline")
+    assert "vouches for" in show_request(offline, request).changes[0]
+    assert sign_request(offline, request, signers=[ceremony.key("root")]).signed_by == ["root"]
+    with pytest.raises(UsageError, match="this takes a key"):
+        sign_request(offline, request, signers=["sigstore:"])
+
+
+@pytest.mark.parametrize(
+    ("bend", "says"),
+    [
+        (lambda root: root.update(mediaType="x"), "holds no trusted root"),
+        (lambda root: root.update(tlogs=[]), "cannot be used"),
+        (lambda root: root.update(certificateAuthorities=[]), "cannot be used"),
+        (lambda root: root.update(ctlogs="x"), "cannot be used"),
+        (lambda root: root["certificateAuthorities"][0]["certChain"].update(certificates=[]), "cannot be used"),
+    ],
+)
+def test_what_is_no_trusted_root(tmp_path: Path, bend: Any, says: str) -> None:
+    ceremony, root = Ceremony(tmp_path), FakeSigstore().trusted_root
+    bend(root)
+    (tmp_path / "root.json").write_text(json.dumps(root))
+    with pytest.raises(UsageError, match=says):
+        trust_root(ceremony.context(), "own", tmp_path / "root.json", issuers=[GITHUB])
+
+
+def test_how_trust_root_is_called(tmp_path: Path) -> None:
+    ceremony = Ceremony(tmp_path)
+    ctx, file = ceremony.context(), tmp_path / "root.json"
+    with pytest.raises(UsageError, match="whose identities"):
+        trust_root(ctx, "own")
+    with pytest.raises(UsageError, match="takes a name alone"):
+        trust_root(ctx, "own", file, remove=True)
+    with pytest.raises(UsageError, match="names no Sigstore instance"):
+        trust_root(ctx, "own", remove=True)
+    file.write_text("[")
+    with pytest.raises(UsageError, match="is not JSON"):
+        trust_root(ctx, "own", file, issuers=[GITHUB])
+    file.write_text(json.dumps(FakeSigstore().trusted_root))
+    trust_root(ctx, "own", file, issuers=[GITHUB])
+    with pytest.raises(UsageError, match="nothing was changed"):
+        trust_root(ctx, "own", file)
+    trust_root(ctx, "own", file, issuers=[GITHUB, LOGIN])
+    with pytest.raises(VerificationFailed, match=r"for the issuer .* twice"):
+        trust_root(ctx, "other", file, issuers=[LOGIN])
+
+
+def test_root_and_owners_are_keys(tmp_path: Path) -> None:
+    keyring: VerifiedKeyring = open_trust(Ceremony(tmp_path).context())
+    for change in ("root", "owner"):
+        form = keyring.document.form()
+        form["principals"]["x"] = {"owner": "x", "oidc": {"issuer": GITHUB, "subject": "x"}, "state": "active"}
+        place = form["root"] if change == "root" else form["apps"]["support"]["owners"]
+        place["principals"].append("x")
+        with pytest.raises(VerificationFailed, match=f"makes the identity 'x' {change}"):
+            check_keyring(Keyring.model_validate(form))
