@@ -220,7 +220,7 @@ class PresidioCheck(Strict):
     """
 
     entities: dict[PresidioEntity, Literal["block", "redact", "flag"]] = Field(min_length=1)
-    score: Annotated[float, Field(ge=0, le=1)] = 0.5
+    score: Annotated[float, Field(ge=0, le=1)] = 0.4
     language: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")] = "en"
     model: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,79}$")] | None = None
     timeout: Duration = "2s"

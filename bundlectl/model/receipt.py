@@ -29,7 +29,10 @@ class UsedChunk(Strict):
 
 
 class RetrievalRecord(Strict):
-    """What retrieval did. ``staleness`` in seconds, absent when unknown."""
+    """What retrieval did. ``staleness`` in seconds, absent when unknown.
+
+    ``suspicious``: chunks that were packed and read like orders to a model; nothing was decided by it.
+    """
 
     use: str
     index: str
@@ -42,6 +45,7 @@ class RetrievalRecord(Strict):
     context_tokens: int
     staleness: float | None = None
     stale: bool | None = None
+    suspicious: list[str] | None = None
     chunks: list[UsedChunk]
 
 

@@ -10,6 +10,7 @@ from bundlectl.model.documents import EVERYONE
 from bundlectl.model.receipt import RetrievalRecord, UsedChunk
 from bundlectl.retrieval.permission import Filter
 from bundlectl.router.run import Refusal, Run
+from bundlectl.stages.injection import reads_like_orders
 from bundlectl.stages.prompt import estimate_tokens
 
 NOTHING_FOUND = "No document that may be drawn on supports an answer."
@@ -60,6 +61,7 @@ def pack_passages(run: Run) -> None:
     run.retrieval = run.retrieval.model_copy(
         update={
             "context_tokens": packed.tokens,
+            "suspicious": [p.chunk for p in packed.passages if reads_like_orders(p.text)] or None,
             "chunks": [
                 UsedChunk(
                     chunk=hit.chunk.id,
