@@ -1,24 +1,35 @@
-"""S3 down, slow, throttled or denied under the verbs and under ``serve``: named as such with exit 6, and it goes on."""
+"""S3, Parameter Store and KMS down, slow, throttled or denied: each named as such with exit 6, and serving goes on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bundlectl.actions import succession
+from bundlectl.actions.attest import approve
+from bundlectl.actions.context import Context
+from bundlectl.actions.locating import registry_locate
+from bundlectl.actions.opening import open_trust
 from bundlectl.actions.promote import promote
 from bundlectl.actions.rollback import rollback
+from bundlectl.actions.status import status
 from bundlectl.model.errors import BackendUnavailable
+from bundlectl.model.keyring import Gate
+from bundlectl.registry.head import parse_head
 from bundlectl.registry.layout import head_key
 from bundlectl.registry.registry import Registry
-from bundlectl.storage import s3
+from bundlectl.storage import s3, ssm
 from bundlectl.storage.aws import DEADLINE_SECONDS, POLL_SECONDS, READ_SECONDS, Patience, open_client
 from bundlectl.storage.directory import DirectoryStore
 from bundlectl.storage.s3 import S3Store
 from bundlectl.storage.store import StoreUnavailable, open_store
+from bundlectl.trust import awskms
 from tests.acceptance.attacker import Asking, complaints, until
 from tests.acceptance.serving import Client, Serving
 from tests.support.aws import Fault, Proxy, stand_in
@@ -139,3 +150,93 @@ def test_serving_goes_on(place: Place) -> None:
         if server.process.poll() is None:
             server.process.kill()
             server.wait()
+
+
+# ---------------------------------------------------------------- Parameter Store and KMS
+
+ASKED = {
+    "denied": Fault(400, code="AccessDeniedException"),
+    "throttled": Fault(400, code="ThrottlingException"),
+    "down": Fault("cut_before"),
+    "slow": Fault("hold", seconds=2.0),
+}
+SAID = {"denied": "AccessDenied", "throttled": "Throttling", "down": "Connection", "slow": "ReadTimeout"}
+NAME = "ssm:/bundlectl/outages"
+
+
+def _fails(verb: Callable[[], object], service: str, name: str) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        verb()
+    said = f"{caught.value.what} {caught.value.why}"
+    assert caught.value.exit_code == 6
+    assert service in said and SAID[name] in said, said
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_parameter_store_is_named(place: Place, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.ceremony.folder)
+    pinned = {"BUNDLECTL_PIN": place.ceremony.world.pin}
+    registry_locate(place.ceremony.context(registry_url=place.url, environ=pinned), NAME)
+    monkeypatch.setattr(ssm, "open_client", partial(open_client, connect=1.0, read=1.0))
+    monkeypatch.setattr(ssm, "DEADLINE_SECONDS", 1.5)
+    monkeypatch.setattr(ssm, "READ_SECONDS", 1.0)
+
+    def context(**how: Any) -> Context:
+        return place.ceremony.context(registry_url=NAME, signer="promoter", **how)
+
+    def released() -> bool:
+        head = Registry(open_store(place.url)).releases.read_head("support", "prod")
+        return head is not None and parse_head(head.data, "head")[1].serial == 3
+
+    reference = f"support@{place.bundles[0].digest}"
+    verbs: list[Callable[[], object]] = [
+        lambda: promote(context(), reference, environment="prod", reason="x"),
+        lambda: rollback(context(), "support:prod", reason="x"),
+        lambda: status(context(), "support"),
+    ]
+    with Proxy(stand_in("moto")) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SSM", proxy.url)
+        proxy.script = lambda method, path, number: ASKED[name]
+        for verb in verbs:
+            _fails(verb, "Parameter Store", name)
+        # It answers, and is away when the witness is to be written: the release is live, and says what is not.
+        proxy.script = lambda method, path, number: ASKED[name] if released() else Fault()
+        done = promote(context(), reference, environment="prod", reason="x").released
+        assert done is not None
+        assert done.serial == 3
+        assert any("its witness was not written" in told and "Parameter Store" in told for told in done.warnings)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_kms_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    aws = stand_in("ministack")
+    for key, value in aws.environ.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(awskms, "DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(awskms, "READ_SECONDS", 1.0)
+    arn = aws.client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+    ceremony = Ceremony(tmp_path, gates={"dev": Gate()})
+    uri = f"awskms:{arn}"
+    succession.add(ceremony.context(), "ci", owner="ci", role="promoter", key=uri, signers=[ceremony.key("root")])
+    bundles = [f"support@{ceremony.world.bundle(text).digest}" for text in ("v1", "v2")]
+    for reference in bundles:
+        promote(ceremony.context(signer_uri=uri), reference, environment="dev", reason="x")
+    verbs: list[Callable[[], object]] = [
+        lambda: promote(ceremony.context(signer_uri=uri), bundles[0], environment="dev", reason="x"),
+        lambda: rollback(ceremony.context(signer_uri=uri), "support:dev", reason="x"),
+        lambda: approve(ceremony.context(signer_uri=uri), bundles[0], environment="dev", reason="x"),
+    ]
+    with Proxy(aws) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", proxy.url)
+        proxy.script = lambda method, path, number: ASKED[name]
+        for verb in verbs:
+            _fails(verb, "KMS", name)
+        # The key was read, and then it signs nothing.
+        proxy.requests.clear()
+        proxy.script = lambda method, path, number: ASKED[name] if number else Fault()
+        _fails(verbs[0], "KMS", name)
+        proxy.script = lambda method, path, number: Fault()
+        assert rollback(ceremony.context(signer_uri=uri), "support:dev", reason="it is back").released.serial == 3
+        # Serving needs no KMS.
+        assert ceremony.world.verify("dev", keyring=open_trust(ceremony.context())).release.serial == 3

@@ -10,6 +10,7 @@ No stand-in is faithful (DESIGN 14). Each server is started once in a run and st
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import secrets
 import signal
@@ -192,6 +193,9 @@ class Proxy:
                 if isinstance(fault.deed, int):
                     status, headers = fault.deed, [("content-type", "application/xml")]
                     answer = f"<Error><Code>{fault.code}</Code><Message>in a test</Message></Error>".encode()
+                    if "x-amz-target" in self.headers:  # Parameter Store and KMS speak JSON
+                        headers = [("content-type", "application/x-amz-json-1.1")]
+                        answer = json.dumps({"__type": fault.code, "message": "in a test"}).encode()
                 try:
                     self._answer(status, headers, answer, fault.seconds if fault.deed == "drip" else None)
                 except OSError:
