@@ -39,6 +39,7 @@ from bundlectl.actions.locating import LocatedRegistry
 from bundlectl.actions.override import Overridden
 from bundlectl.actions.policy import PolicyChanged, PolicyDiff, PolicyExported
 from bundlectl.actions.promote import Plan, Promoted
+from bundlectl.actions.receipt_cases import Exported, ReceiptInput
 from bundlectl.actions.receipts import Receipts
 from bundlectl.actions.releasing import Released
 from bundlectl.actions.repair import Repaired
@@ -90,6 +91,7 @@ FORMATS: Final = {
     "access-cases": Format("Access cases file", AccessCases),
     "suite": Format("Suite file", Suite),
     "case": Format("Dataset line", Case, "One line of a dataset (JSON Lines): an input, who asks, what is expected."),
+    "receipt-input": Format("Line of the inputs of receipts export", ReceiptInput),
     "index-source": Format("Index source file", IndexSource),
     "policy-source": Format("Policy file", PolicySource),
     # what a product sends, and gets
@@ -169,6 +171,7 @@ OUTPUTS: Final = {
     "registry-gc": Format("bundlectl registry gc", Collected),
     "registry-locate": Format("bundlectl registry locate", LocatedRegistry),
     "registry-repair": Format("bundlectl registry repair", Repaired),
+    "receipts-export": Format("bundlectl receipts export", Exported),
     "receipts-list": Format("bundlectl receipts list", Receipts),
     "receipts-show": Format("bundlectl receipts show", Receipt),
     "renew": Format("bundlectl renew", Released),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from bundlectl.cli.verb import verb
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bundlectl.actions.receipt_cases import Exported
     from bundlectl.actions.receipts import Receipts
     from bundlectl.actions.show import Shown
     from bundlectl.insight.diff import BundleDiff
@@ -99,6 +101,63 @@ def register(app: typer.Typer) -> None:
 
         result = list_receipts(session.context(), count=count, tenant=tenant, environment=environment)
         session.show(result, lambda out: _receipts(out, result))
+
+    @verb(
+        receipts,
+        "export",
+        examples="bundlectl receipts export support --as-cases evals/misses.jsonl --inputs requests.jsonl "
+        "--refused no_answer --since 24h\n"
+        "bundlectl receipts export support --as-cases evals/slow.jsonl --inputs requests.jsonl --degraded --error",
+    )
+    def export_receipts(
+        session: Session,
+        app: Annotated[str, typer.Argument(metavar="APP", help="Whose receipts.")],
+        as_cases: Annotated[Path, typer.Option("--as-cases", metavar="FILE", help="The dataset to write.")],
+        inputs: Annotated[
+            Path,
+            typer.Option(
+                "--inputs", metavar="FILE", help='JSON Lines: {"receipt": ID, "input": {…}, "expected": {…}}.'
+            ),
+        ],
+        since: Annotated[
+            str | None, typer.Option("--since", metavar="TIME", help="From 2026-11-23, a time in UTC, or 24h ago.")
+        ] = None,
+        until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Before that.")] = None,
+        task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="Of this task only.")] = None,
+        tenant: Annotated[str | None, typer.Option("--tenant", metavar="ID", help="Of this tenant only.")] = None,
+        environment: Annotated[
+            str | None, typer.Option("--env", metavar="ENV", help="Of this environment only.")
+        ] = None,
+        refused: Annotated[
+            str | None,
+            typer.Option("--refused", metavar="CODE", help="Refused with this code, e.g. no_answer; or any."),
+        ] = None,
+        degraded: Annotated[bool, typer.Option("--degraded", help="Answered by a fallback.")] = False,
+        error: Annotated[bool, typer.Option("--error", help="Not answered, because something failed.")] = False,
+        force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    ) -> None:
+        """Make cases of receipts, so that what failed in production is asked of every bundle to come.
+
+        Receipts hold no text. The inputs come from your own log, by the receipt's id, and each one is checked against
+        the keyed digest in its receipt. What cannot be joined is said. A request that was made often becomes one case.
+        Write into 'expected' what a right answer shows; a case that expects nothing is hardly scored.
+        """
+        from bundlectl.actions.receipt_cases import Wanted, export_cases, moment
+
+        ctx = session.context()
+        now = ctx.clock()
+        wanted = Wanted(
+            since=moment(since, now) if since is not None else None,
+            until=moment(until, now) if until is not None else None,
+            task=task,
+            tenant=tenant,
+            environment=environment,
+            refused=refused,
+            degraded=degraded,
+            error=error,
+        )
+        result = export_cases(ctx, app, as_cases, inputs, wanted, force=force)
+        session.show(result, lambda out: _exported(out, result))
 
     @verb(receipts, "show", examples="bundlectl receipts show 3f2a91c04d -o json")
     def show_receipt(
@@ -260,6 +319,16 @@ def receipt_lines(out: Console, receipt: Receipt) -> None:
     facts.append(("stages", ", ".join(f"{n} {s * 1000:.1f} ms" for n, s in receipt.stages.items())))
     for name, fact in facts:
         out.print(f"{name:<11}{fact}", markup=False)
+
+
+def _exported(out: Console, result: Exported) -> None:
+    out.print(f"{result.cases} cases of {result.receipts} receipts: {result.file}", markup=False)
+    if result.repeated:
+        out.print(f"{result.repeated} receipts asked what a later one asked as well", markup=False)
+    if result.unjoined:
+        out.print(f"{len(result.unjoined)} receipts could not be joined with an input", markup=False)
+    if result.open:
+        out.print(f"{result.open} cases expect nothing yet: say in 'expected' what a right answer shows", markup=False)
 
 
 def _receipts(out: Console, result: Receipts) -> None:

@@ -6,6 +6,7 @@ A line that is no receipt (a process was killed while writing it) is left out an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -78,6 +79,30 @@ def recent(
         if len(found) >= count:
             break
     return found[:count]
+
+
+def between(
+    folder: Path,
+    since: datetime | None,
+    until: datetime | None,
+    *,
+    keep: Callable[[Receipt], bool],
+    on_damage: Damage | None = None,
+) -> Iterator[Receipt]:
+    """Give the receipts from ``since`` (inclusive) to ``until`` (exclusive) that are to be kept, the oldest day first.
+
+    Days outside of the span are not read; within a day, receipts come as their files have them.
+    """
+    for day in reversed(_days(folder)):
+        date = day.name.removeprefix("date=")
+        if (since is not None and date < since.astimezone(UTC).strftime("%Y-%m-%d")) or (
+            until is not None and date > until.astimezone(UTC).strftime("%Y-%m-%d")
+        ):
+            continue
+        for _, receipt in _receipts_of_day(day, b"", on_damage):
+            inside = (since is None or since <= receipt.time) and (until is None or receipt.time < until)
+            if inside and keep(receipt):
+                yield receipt
 
 
 def _days(folder: Path) -> list[Path]:
