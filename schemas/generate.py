@@ -23,8 +23,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 from bundlectl.actions.applying import Applied, KeyringExported
 from bundlectl.actions.ask import Asked
 from bundlectl.actions.attest import Attestation
+from bundlectl.actions.batch import Batches
 from bundlectl.actions.bind import Bound
 from bundlectl.actions.build import Built
+from bundlectl.actions.calibrate import Calibrated
 from bundlectl.actions.copying import Copied
 from bundlectl.actions.creating import CreatedRegistry
 from bundlectl.actions.demo import Played
@@ -53,11 +55,14 @@ from bundlectl.actions.validate import Validated
 from bundlectl.actions.verify import Verified
 from bundlectl.bundling.source_models import AccessCases, SourceBundle, SourceOutput, SourceRoutes
 from bundlectl.evaluation.cache import Held
+from bundlectl.evaluation.calibration import Calibration
+from bundlectl.evaluation.labels import Label
 from bundlectl.evaluation.report import Report
 from bundlectl.insight.diff import BundleDiff
 from bundlectl.insight.explain import Explanation
 from bundlectl.model import components, types
 from bundlectl.model.attestation import Approval, Envelope, EvaluationResult, Override, Statement
+from bundlectl.model.batch import Batch, BatchHeader, BatchRequest, BatchResult
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Manifest
 from bundlectl.model.collecting import GcMark, GcState
@@ -92,11 +97,19 @@ FORMATS: Final = {
     "suite": Format("Suite file", Suite),
     "case": Format("Dataset line", Case, "One line of a dataset (JSON Lines): an input, who asks, what is expected."),
     "receipt-input": Format("Line of the inputs of receipts export", ReceiptInput),
+    "label": Format(
+        "Labels line", Label, "One line of a file of labels (JSON Lines): what a person said of an answer."
+    ),
+    "judge-calibration": Format("Record of a judge's calibration", Calibration),
     "index-source": Format("Index source file", IndexSource),
     "policy-source": Format("Policy file", PolicySource),
     # what a product sends, and gets
     "request": Format("Request", Request),
     "answer": Format("Answer", Answer),
+    "batch-request": Format("Line of a batch", BatchRequest),
+    "batch-result": Format("Line of a batch's results", BatchResult),
+    "batch": Format("Batch", Batch),
+    "batch-header": Format("Batch as it was accepted", BatchHeader),
     # what is stored, and signed
     "manifest": Format("Bundle manifest", Manifest),
     "envelope": Format("Envelope", Envelope),
@@ -125,6 +138,11 @@ OUTPUTS: Final = {
     "approve": Format("bundlectl approve", Attestation),
     "ask": Format("bundlectl ask", Asked),
     "attest": Format("bundlectl attest", Attestation),
+    "batch-cancel": Format("bundlectl batch cancel", Batch),
+    "batch-list": Format("bundlectl batch list", Batches),
+    "batch-results": Format("bundlectl batch results", BatchResult, "One line of the output: a row's result."),
+    "batch-status": Format("bundlectl batch status", Batch),
+    "batch-submit": Format("bundlectl batch submit", Batch),
     "bind": Format("bundlectl bind", Bound),
     "build": Format("bundlectl build", Built),
     "copy": Format("bundlectl copy", Copied),
@@ -142,6 +160,7 @@ OUTPUTS: Final = {
     "index-diff": Format("bundlectl index diff", IndexDiff),
     "index-show": Format("bundlectl index show", IndexShown),
     "init": Format("bundlectl init", Scaffolded),
+    "judge-calibrate": Format("bundlectl judge calibrate", list[Calibrated], "One result for each scorer."),
     "keyring-add": Format("bundlectl keyring add", KeyringChanged),
     "keyring-app": Format("bundlectl keyring app", KeyringChanged),
     "keyring-apply": Format("bundlectl keyring apply", Applied),
@@ -184,7 +203,7 @@ OUTPUTS: Final = {
 }
 """Every verb that prints a result, by its words joined with ``-``."""
 
-WRITTEN: Final = ("answer",)
+WRITTEN: Final = ("answer", "batch", "batch-result")
 """Formats that are only ever written by bundlectl: their schemas are as those of outputs."""
 
 _PATTERNS: Final = {

@@ -58,7 +58,7 @@ def ask(
     Raises:
         BundlectlError: the request does not fit the contract, or nothing could answer.
     """
-    app, bundle, bindings, ref = _served(ctx, reference)
+    app, bundle, bindings, ref = served_by(ctx, reference)
     request = request_for(bundle, question, task=task, tenant=tenant, role=role, scopes=scopes, profile=profile)
     outcome = asyncio.run(_ask(ctx, app, bundle, bindings, ref, request))
     if ref is not None:
@@ -117,7 +117,7 @@ def _only(what: str, flag: str, names: Sequence[str]) -> str:
     raise UsageError(f"There is more than one {what}.", fix=f"Choose with {flag}: {', '.join(names)}.")
 
 
-def _served(ctx: Context, reference: str) -> tuple[str, Bundle, Bindings, ReleaseRef | None]:
+def served_by(ctx: Context, reference: str) -> tuple[str, Bundle, Bindings, ReleaseRef | None]:
     """Find what is to answer."""
     ref = parse_reference(reference)
     if not isinstance(ref, EnvironmentReference) or ref.serial is not None:

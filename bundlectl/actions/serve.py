@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import uvicorn
 
+from bundlectl.actions.batching import BatchPlace, open_batches
 from bundlectl.actions.context import Context
 from bundlectl.actions.listening import Graceful, address_of, bind
 from bundlectl.actions.locating import locate_to_serve
@@ -32,7 +33,15 @@ from bundlectl.router.server import Served, Server, check_bind
 from bundlectl.storage.store import open_store
 
 
-def serve(ctx: Context, environments: Sequence[str], *, host: str, port: int, poll: float) -> None:
+def serve(
+    ctx: Context,
+    environments: Sequence[str],
+    *,
+    host: str,
+    port: int,
+    poll: float,
+    batches: BatchPlace | None = None,
+) -> None:
     """Serve environments until SIGINT or SIGTERM.
 
     What was verified last is kept on disk: with the registry away, a restart answers from it and goes on
@@ -44,47 +53,64 @@ def serve(ctx: Context, environments: Sequence[str], *, host: str, port: int, po
         host: where to listen; other than loopback only where identities are configured.
         port: where to listen; 0 for any free one.
         poll: seconds between looks at the registry.
+        batches: where batches are kept, and how many of their rows are worked on here at once.
 
     Raises:
         UsageError: the host is not loopback and no identities are configured.
         BackendUnavailable: the registry is away and nothing was kept; or the port is taken.
         VerificationFailed: what is live does not verify and nothing was kept.
     """
+    asyncio.run(_serve(ctx, followed(environments), host, port, poll, batches or BatchPlace()))
+
+
+def followed(environments: Sequence[str]) -> list[EnvironmentReference]:
+    """Read the environments that are to be followed.
+
+    Raises:
+        UsageError: one is none, or names one release.
+    """
     refs = [parse_environment(environment) for environment in environments]
     for ref in refs:
         if ref.serial is not None:
-            raise UsageError(f"{ref} names one release.", fix="serve follows an environment: APP:ENV")
-    asyncio.run(_serve(ctx, refs, host, port, poll))
+            raise UsageError(f"{ref} names one release.", fix="Name an environment to follow: APP:ENV")
+    return refs
 
 
-async def _serve(ctx: Context, refs: Sequence[EnvironmentReference], host: str, port: int, poll: float) -> None:
-    # Not ctx.registry: a folder that is away now may come back, and until then the last good serves.
-    locate_to_serve(ctx, [(ref.app, ref.environment) for ref in refs])
-    registry = Registry(open_store(ctx.locate().url), on_warning=ctx.reporter.warn)
-    pin = read_pin(ctx)
+async def _serve(
+    ctx: Context, refs: Sequence[EnvironmentReference], host: str, port: int, poll: float, batches: BatchPlace
+) -> None:
     async with AsyncExitStack() as stack:
         listening = bind(host, port)
         stack.callback(listening.close)
-        session = open_session()
-        stack.push_async_callback(session.close)
-        key_sets = KeySets(session, ctx.reporter.warn)
-        stack.push_async_callback(key_sets.close)
-        served: list[Served] = []
-        for ref in refs:
-            one = await _follow(ctx, registry, pin, ref, session, key_sets, poll, stack)
-            served.append(one)
+        served = await follow(ctx, refs, poll, stack)
         note = check_bind(host, [one.current() for one in served])
         if note is not None:
             ctx.reporter.warn(note)
+        working = await open_batches(ctx, batches, served, stack)
         config = uvicorn.Config(
-            Server(served),
+            Server(served, batches=working.api),
             log_level="warning",
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=30,
             limit_concurrency=None,
         )
-        await _listen(ctx, Graceful(config), listening, served)
+        await _listen(ctx, Graceful(config, on_exit=working.end), listening, served)
+
+
+async def follow(
+    ctx: Context, refs: Sequence[EnvironmentReference], poll: float, stack: AsyncExitStack
+) -> list[Served]:
+    """Start following environments, and give what answers for them until the stack is left."""
+    # Not ctx.registry: a folder that is away now may come back, and until then the last good serves.
+    locate_to_serve(ctx, [(ref.app, ref.environment) for ref in refs])
+    registry = Registry(open_store(ctx.locate().url), on_warning=ctx.reporter.warn)
+    pin = read_pin(ctx)
+    session = open_session()
+    stack.push_async_callback(session.close)
+    key_sets = KeySets(session, ctx.reporter.warn)
+    stack.push_async_callback(key_sets.close)
+    return [await _follow(ctx, registry, pin, ref, session, key_sets, poll, stack) for ref in refs]
 
 
 async def _follow(

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from bundlectl.cli import (
+    batching,
     caching,
     demonstrating,
     evaluating,
+    judging,
     keyrings,
     looking,
     moving,
@@ -52,10 +54,12 @@ def _options(
 for family in (
     source,
     evaluating,
+    judging,
     caching,
     releases,
     looking,
     serving,
+    batching,
     trusting,
     keyrings,
     policies,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bundlectl.cli.answers import answered
+from bundlectl.cli.batching import QueueOption, StoreOption
 from bundlectl.cli.verb import verb
 
 
@@ -81,17 +82,31 @@ def register(app: typer.Typer) -> None:
         poll: Annotated[
             float, typer.Option(metavar="SECONDS", min=0.1, help="How often to look at the registry.")
         ] = 5.0,
+        concurrency: Annotated[
+            int,
+            typer.Option(
+                "--batch-concurrency",
+                metavar="N",
+                min=0,
+                max=1000,
+                help="Rows of batches at once; 0 leaves them to workers.",
+            ),
+        ] = 4,
+        queue: QueueOption = None,
+        store: StoreOption = None,
     ) -> None:
         """Follow environments and answer over HTTP until told to stop.
 
-        POST /v1/requests (JSON, or SSE with Accept: text/event-stream), GET /v1/releases, /healthz, /readyz,
-        /openapi.json. What was verified last is kept on disk: with the registry away, a restart answers from it.
+        POST /v1/requests (JSON, or SSE with Accept: text/event-stream), /v1/batches, GET /v1/releases, /healthz,
+        /readyz, /openapi.json. What was verified last is kept: with the registry away, a restart answers from it.
         Callers send an API key or an OIDC token (JWT), as the bindings' identities say; without configured identities
         the server listens on loopback only.
         """
+        from bundlectl.actions.batching import BatchPlace
         from bundlectl.actions.serve import serve as act
 
-        act(session.context(), environments, host=host, port=port, poll=poll)
+        batches = BatchPlace(queue, store, concurrency)
+        act(session.context(), environments, host=host, port=port, poll=poll, batches=batches)
 
     @verb(
         app,

@@ -11,9 +11,10 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Protocol
 
-from bundlectl.model.batch import Batch, BatchHeader
+from bundlectl.model.batch import Batch, BatchHeader, BatchResult, RowState
 from bundlectl.model.errors import Conflict, NotFound, UsageError
 
 WINDOW: Final = 24 * 3600.0
@@ -119,7 +120,7 @@ class Book(Protocol):
         ...
 
     def discard(self, upload: str) -> None:
-        """Forget rows that became no batch."""
+        """Forget rows, unless they became a batch meanwhile."""
         ...
 
     def accept(self, header: BatchHeader) -> tuple[BatchHeader, bool]:
@@ -153,6 +154,21 @@ class Book(Protocol):
     def close(self) -> None:
         """Let go of files and connections."""
         ...
+
+
+_UNANSWERED: Final[dict[str, tuple[RowState, int, str, str]]] = {
+    "cancelled": ("cancelled", 499, "cancelled", "The batch was cancelled before the row had an answer."),
+    "expired": ("failed", 503, "batch_expired", "The batch's time was up before the row had an answer."),
+    "worker_lost": ("failed", 503, "worker_lost", "Every worker that began the row was lost before it had an answer."),
+}
+"""Reasons for which a row ends without an answer: state, status, code, message."""
+
+
+def unanswered(row: str, line: int, reason: str, attempts: int, finished: datetime) -> BatchResult:
+    """Make the result of a row that ends without an answer: ``cancelled``, ``expired`` or ``worker_lost``."""
+    state, status, code, message = _UNANSWERED[reason]
+    error = {"error": code, "message": message, "why": "", "fix": "Send the row again in a new batch."}
+    return BatchResult(id=row, line=line, state=state, status=status, attempts=attempts, finished=finished, error=error)
 
 
 def batch_id(app: str, environment: str, owner: str, key: str | None) -> str:

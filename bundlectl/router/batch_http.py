@@ -22,8 +22,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -34,17 +33,14 @@ from bundlectl.model.errors import BackendUnavailable, BundlectlError
 from bundlectl.router.assemble import Compiled
 from bundlectl.router.batch_book import BadRows, BatchMissing, Book, KeyTaken, NotFinished
 from bundlectl.router.batch_intake import MAX_BYTES, BatchTooLarge, Submission, take_in
+from bundlectl.router.batch_openapi import LINES, PATH, openapi_paths
 from bundlectl.router.identity import Identity
 
-T = TypeVar("T")
-
-PATH: Final = "/v1/batches"
 SILENCE: Final = 30.0
 LONGEST: Final = 600.0
 PAGE: Final = 200
 _ID: Final = re.compile(r"batch-[0-9a-f]{32}")
 _KEY: Final = re.compile(r"[!-~]{1,255}")
-_LINES: Final = "application/jsonl"
 
 
 class Caller(Protocol):
@@ -94,6 +90,16 @@ class BatchApi:
             Route(f"{PATH}/{{batch}}/cancel", self._guarded(self._cancel), methods=["POST"]),
         ]
 
+    def described(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Give an OpenAPI document with these endpoints in it too."""
+        paths, schemas = openapi_paths()
+        parts = document["components"]
+        return {
+            **document,
+            "paths": {**document["paths"], **paths},
+            "components": {**parts, "schemas": {**parts["schemas"], **schemas}},
+        }
+
     # ------------------------------------------------------------ the endpoints
 
     async def _submit(self, request: Request) -> Response:
@@ -105,15 +111,15 @@ class BatchApi:
         if length.isdigit() and int(length) > MAX_BYTES:
             raise BatchTooLarge(f"The batch is larger than {MAX_BYTES} bytes.", fix="Split it.")
         submission = Submission(caller.compiled, owner_of(caller.identity), caller.identity, key)
-        header, new = await take_in(self._book, submission, _pieces(request), _threaded, self._clock())
+        header, new = await take_in(self._book, submission, _pieces(request), self._clock())
         if new:
             self._accepted()
-        batch = await _threaded(partial(self._book.status, header.id))
+        batch = await asyncio.to_thread(self._book.status, header.id)
         return _batch(batch, 201 if new else 200)
 
     async def _status(self, request: Request) -> Response:
         header = await self._own(request)
-        return _batch(await _threaded(partial(self._book.status, header.id)))
+        return _batch(await asyncio.to_thread(self._book.status, header.id))
 
     async def _results(self, request: Request) -> Response:
         header = await self._own(request)
@@ -121,16 +127,16 @@ class BatchApi:
         if partly not in ("true", "false"):
             return _error(400, "bad_query", "partial is true or false.")
         if partly == "false":
-            batch = await _threaded(partial(self._book.status, header.id))
+            batch = await asyncio.to_thread(self._book.status, header.id)
             if not batch.ended:
                 raise NotFinished(batch)
         first = await self._page(header.id, 0)
-        return StreamingResponse(self._lines(header.id, first), media_type=_LINES)
+        return StreamingResponse(self._lines(header.id, first), media_type=LINES)
 
     async def _cancel(self, request: Request) -> Response:
         header = await self._own(request)
-        await _threaded(partial(self._book.cancel, header.id))
-        return _batch(await _threaded(partial(self._book.status, header.id)))
+        await asyncio.to_thread(self._book.cancel, header.id)
+        return _batch(await asyncio.to_thread(self._book.status, header.id))
 
     # ------------------------------------------------------------ inside
 
@@ -140,7 +146,7 @@ class BatchApi:
         batch = request.path_params["batch"]
         if not _ID.fullmatch(batch):
             raise BatchMissing(batch[:60])
-        header = await _threaded(partial(self._book.header, batch))
+        header = await asyncio.to_thread(self._book.header, batch)
         if not any(_is_owner(one, header) for one in callers):
             raise BatchMissing(batch)
         return header
@@ -151,7 +157,7 @@ class BatchApi:
             page = await self._page(batch, page[-1][0])
 
     async def _page(self, batch: str, after: int) -> list[tuple[int, bytes]]:
-        return await _threaded(partial(self._book.page, batch, after, PAGE))
+        return await asyncio.to_thread(self._book.page, batch, after, PAGE)
 
     def _guarded(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Turn what is foreseen into statuses. What of a body was not read is not waited for."""
@@ -251,71 +257,3 @@ def _batch(batch: Batch, status: int = 200) -> Response:
 
 def _error(status: int, code: str, message: str) -> Response:
     return JSONResponse({"error": code, "message": message, "why": "", "fix": ""}, status)
-
-
-async def _threaded(work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work)
-
-
-def openapi_paths() -> dict[str, Any]:
-    """Give what the server's OpenAPI document says of batches."""
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    batch = {"application/json": {"schema": Batch.model_json_schema(mode="serialization")}}
-    lines = {_LINES: {"schema": {"type": "string", "description": "JSON Lines."}}}
-    refused = {
-        "401": {"description": "The caller is not known here.", "content": error},
-        "404": {"description": "There is no such batch for this caller.", "content": error},
-        "503": {"description": "The book of batches cannot be used now, or no release is loaded.", "content": error},
-    }
-    named = [{"name": "batch", "in": "path", "required": True, "schema": {"type": "string"}}]
-    told = {"200": {"description": "How far it is.", "content": batch}, **refused}
-    header = {"in": "header", "schema": {"type": "string"}}
-    return {
-        PATH: {
-            "post": {
-                "summary": "Hand in a batch: JSON Lines of requests, each with an id.",
-                "operationId": "submitBatch",
-                "parameters": [{"name": "idempotency-key", **header}, {"name": "x-app", **header}],
-                "requestBody": {"required": True, "content": lines},
-                "responses": {
-                    "200": {"description": "The same key brought the same bytes before.", "content": batch},
-                    "201": {"description": "Accepted: all of it is stored.", "content": batch},
-                    "400": {"description": "The idempotency key is none.", "content": error},
-                    "401": refused["401"],
-                    "403": {"description": "Rows claim what the caller may not.", "content": error},
-                    "408": {"description": "The body does not come.", "content": error},
-                    "409": {"description": "The key came before with another body.", "content": error},
-                    "413": {"description": "More than 100,000 rows or 256 MiB.", "content": error},
-                    "422": {"description": "Lines cannot be taken; nothing was.", "content": error},
-                    "503": refused["503"],
-                },
-            }
-        },
-        f"{PATH}/{{batch}}": {
-            "get": {"summary": "How far it is.", "operationId": "batch", "parameters": named, "responses": told}
-        },
-        f"{PATH}/{{batch}}/results": {
-            "get": {
-                "summary": "The results, in the order of the input.",
-                "operationId": "batchResults",
-                "parameters": [
-                    *named,
-                    {"name": "partial", "in": "query", "schema": {"type": "string", "enum": ["true", "false"]}},
-                ],
-                "responses": {
-                    "200": {"description": "A line for each row.", "content": lines},
-                    "400": {"description": "partial is neither true nor false.", "content": error},
-                    "409": {"description": "It has not ended.", "content": error},
-                    **refused,
-                },
-            }
-        },
-        f"{PATH}/{{batch}}/cancel": {
-            "post": {
-                "summary": "Let no row begin any more.",
-                "operationId": "cancelBatch",
-                "parameters": named,
-                "responses": told,
-            }
-        },
-    }

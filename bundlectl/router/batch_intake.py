@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -30,7 +30,6 @@ PORTION: Final = 256
 SHOWN: Final = 20
 """Lines that are named when a batch is not taken; with more, reading stops there."""
 
-T = TypeVar("T")
 Problem = dict[str, Any]
 
 
@@ -168,16 +167,14 @@ async def take_in(
     book: Book,
     submission: Submission,
     pieces: AsyncIterator[bytes],
-    call: Callable[[Callable[[], T]], Any],
     now: datetime,
 ) -> tuple[BatchHeader, bool]:
-    """Read, judge and store a batch; give what was accepted, and whether it is new.
+    """Read, judge and store a batch, in threads; give what was accepted, and whether it is new.
 
     Args:
         book: where it is kept.
         submission: who hands it in, for which release.
         pieces: the body, in pieces of any size.
-        call: runs a function in a thread, so that nobody waits for the disk or for judging.
         now: the present time.
 
     Raises:
@@ -186,18 +183,18 @@ async def take_in(
         BackendUnavailable: it cannot be stored.
     """
     intake = Intake(submission)
-    upload: str = await call(book.begin)
+    upload = await asyncio.to_thread(book.begin)
     accepted = False
     try:
         waiting: list[NewRow] = []
         async for piece in pieces:
-            waiting += await call(partial(intake.feed, piece))
+            waiting += await asyncio.to_thread(intake.feed, piece)
             while len(waiting) >= PORTION:
                 portion, waiting = waiting[:PORTION], waiting[PORTION:]
-                await call(partial(book.add, upload, portion))
-        waiting += await call(intake.end)
+                await asyncio.to_thread(book.add, upload, portion)
+        waiting += await asyncio.to_thread(intake.end)
         if waiting:
-            await call(partial(book.add, upload, waiting))
+            await asyncio.to_thread(book.add, upload, waiting)
         ref, owner = submission.compiled.ref, submission.owner
         now = now.astimezone(UTC).replace(microsecond=0)
         header = BatchHeader(
@@ -212,8 +209,8 @@ async def take_in(
             upload=upload,
             claims=sorted(intake.claims),
         )
-        held, accepted = await call(partial(book.accept, header))
+        held, accepted = await asyncio.to_thread(book.accept, header)
         return held, accepted
     finally:
         if not accepted:
-            await call(partial(book.discard, upload))
+            await asyncio.to_thread(book.discard, upload)

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from bundlectl.model.batch import Batch, BatchCounts, BatchHeader, BatchResult, RowState
 from bundlectl.model.errors import BackendUnavailable, UsageError
-from bundlectl.router.batch_book import KEEP, BatchMissing, KeyTaken, NewRow, Settings
+from bundlectl.router.batch_book import KEEP, BatchMissing, KeyTaken, NewRow, Settings, unanswered
 from bundlectl.router.router import random_ids
 
 VERSION: Final = 1
@@ -48,11 +48,6 @@ CREATE UNIQUE INDEX rows_by_line ON rows (upload, line);
 CREATE INDEX rows_by_state ON rows (upload, state, not_before);
 CREATE INDEX rows_by_end ON rows (upload, finished) WHERE finished IS NOT NULL;
 """
-
-_REASONS: Final = {
-    "expired": ("batch_expired", "The batch's time was up before the row had an answer."),
-    "worker_lost": ("worker_lost", "Every worker that began the row was lost before it had an answer."),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +123,8 @@ class Journal:
     def discard(self, upload: str) -> None:
         """See ``Book.discard``."""
         with self._writing():
-            self._db.execute("DELETE FROM rows WHERE upload = ?", (upload,))
-            self._db.execute("DELETE FROM uploads WHERE name = ?", (upload,))
+            if self._db.execute("DELETE FROM uploads WHERE name = ?", (upload,)).rowcount:
+                self._db.execute("DELETE FROM rows WHERE upload = ?", (upload,))
 
     def accept(self, header: BatchHeader) -> tuple[BatchHeader, bool]:
         """See ``Book.accept``."""
@@ -139,7 +134,8 @@ class Journal:
                 if held.body != header.body:
                     raise KeyTaken(held.id)
                 return held, False
-            self._db.execute("DELETE FROM uploads WHERE name = ?", (header.upload,))
+            if not self._db.execute("DELETE FROM uploads WHERE name = ?", (header.upload,)).rowcount:
+                raise BackendUnavailable("The rows of the batch are not there any more.", fix="Send it again.")
             self._db.execute(
                 "INSERT INTO batches (id, upload, app, environment, header, created, expires)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -443,25 +439,5 @@ def _time(seconds: float | None) -> datetime | None:
 
 def _without_answer(line: int, row: str, state: RowState, reason: str, attempts: int, finished: float) -> bytes:
     """Write the result of a row that ended without being answered."""
-    error = None
-    if reason in _REASONS:
-        code, message = _REASONS[reason]
-        error = {"error": code, "message": message, "why": "", "fix": "Send the row again in a new batch."}
-    return ended_row(row, line, state, attempts, datetime.fromtimestamp(finished, UTC), error)
-
-
-def ended_row(
-    row: str, line: int, state: RowState, attempts: int, finished: datetime, error: dict[str, Any] | None
-) -> bytes:
-    """Write the result of a row without an answer: cancelled (499), or failed (503) with the error that says why."""
-    cancelled = {"error": "cancelled", "message": "The batch was cancelled before the row began.", "why": "", "fix": ""}
-    result = BatchResult(
-        id=row,
-        line=line,
-        state=state,
-        status=499 if state == "cancelled" else 503,
-        attempts=attempts,
-        finished=finished,
-        error=error or cancelled,
-    )
-    return result.model_dump_json(by_alias=True, exclude_none=True).encode()
+    result = unanswered(row, line, reason, attempts, datetime.fromtimestamp(finished, UTC))
+    return result.model_copy(update={"state": state}).model_dump_json(by_alias=True, exclude_none=True).encode()

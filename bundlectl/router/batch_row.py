@@ -16,6 +16,7 @@ from bundlectl.model.batch import BatchHeader, BatchOwner, BatchResult, RowState
 from bundlectl.model.contract import Request
 from bundlectl.model.errors import BackendUnavailable, BundlectlError
 from bundlectl.router.assemble import Compiled
+from bundlectl.router.batch_book import unanswered
 from bundlectl.router.contract import ContractError
 from bundlectl.router.identity import LOCAL, Identity, KnownIdentities
 from bundlectl.router.record import STATUS, Outcome
@@ -93,6 +94,10 @@ class Row:
             answer=answer,
             error=error,
         )
+
+    def unanswered(self, reason: str) -> BatchResult:
+        """Make the result of a row that ends without an answer."""
+        return unanswered(self.id, self.line, reason, self.attempts, self.clock())
 
 
 async def ask(row: Row, source: Answering) -> Asked:

@@ -42,13 +42,16 @@ from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Request
 from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
 from bundlectl.router.assemble import Compiled
+from bundlectl.router.chat import ChatApi
 from bundlectl.router.contract import ContractError
+from bundlectl.router.http_error import HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
 from bundlectl.router.openapi import openapi
 from bundlectl.router.router import Event, Router, error_body
 
 if TYPE_CHECKING:
     from bundlectl.resolver.resolver import Status
+    from bundlectl.router.batch_http import BatchApi
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -95,15 +98,6 @@ class _Judged:
     identity: Identity
 
 
-class HttpError(Exception):
-    """Ends an HTTP request with a status and an error body."""
-
-    def __init__(self, status: int, body: dict[str, Any]) -> None:
-        super().__init__(body["message"])
-        self.status = status
-        self.body = body
-
-
 def check_bind(host: str, compiled: Sequence[Compiled]) -> str | None:
     """Check that a server may listen on ``host``; give what to tell the operator, ``None`` when nothing.
 
@@ -136,19 +130,23 @@ def _is_loopback(host: str) -> bool:
 class Server:
     """The ASGI application for some environments of some apps."""
 
-    def __init__(self, served: Sequence[Served], *, body_seconds: float = BODY_SECONDS) -> None:
-        """Take what is served, and how many seconds a body may take from its head to its last byte."""
+    def __init__(
+        self, served: Sequence[Served], *, body_seconds: float = BODY_SECONDS, batches: BatchApi | None = None
+    ) -> None:
+        """Take what is served, how many seconds a body may take from its head to its last byte, and the batch API."""
         self._served = list(served)
         self._body_seconds = body_seconds
-        self._document = openapi()
+        self._document = batches.described(openapi()) if batches is not None else openapi()
         self._other = Starlette(
             routes=[
                 Route("/v1/releases", self._releases),
                 Route("/healthz", self._health),
                 Route("/readyz", self._ready),
                 Route("/openapi.json", self._openapi),
+                *ChatApi(self._callers, self._body).routes(),
+                *(batches.routes(self._callers) if batches is not None else ()),
             ],
-            exception_handlers={404: _not_found, 405: _not_allowed},
+            exception_handlers={404: _not_found, 405: _not_allowed, HttpError: _http_error},
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,7 +156,7 @@ class Server:
             return
         try:
             if scope["method"] != "POST":
-                raise _http(405, "method_not_allowed", "Send requests with POST.")
+                raise http_error(405, "method_not_allowed", "Send requests with POST.")
             await self._answer(scope, receive, send)
         except HttpError as error:
             # What of a body was not read must not be taken for the next request, nor be waited for.
@@ -210,7 +208,7 @@ class Server:
         """
         loaded = [(one, compiled) for one in self._served if (compiled := one.loaded()) is not None]
         if not loaded:
-            raise _http(503, "not_ready", "No release is loaded here.", fix="See /readyz.")
+            raise http_error(503, "not_ready", "No release is loaded here.", fix="See /readyz.")
         found: list[_Judged] = []
         strangers: list[Stranger] = []
         for one, compiled in loaded:
@@ -223,6 +221,18 @@ class Server:
         if not found:
             raise _unknown(strangers)
         return found
+
+    async def _callers(self, request: HttpRequest) -> list[_Judged]:
+        """Give the releases that know the caller, for paths that Starlette dispatches."""
+        headers: list[tuple[bytes, bytes]] = request.scope["headers"]
+        _check_headers(headers)
+        for fetch in self._fetches(headers):
+            await fetch
+        return self._known(headers, local=_arrived_locally(request.scope) and _named_locally(headers))
+
+    async def _body(self, request: HttpRequest) -> bytes | None:
+        """Read a body within the server's bounds; ``None`` when the caller went away."""
+        return await _read(request.scope["headers"], request.receive, self._body_seconds)
 
     # ------------------------------------------------------------ the rest
 
@@ -246,14 +256,14 @@ class Server:
 def _unknown(strangers: Sequence[Stranger]) -> HttpError:
     later = next((one for one in strangers if one.later), None)
     if later is not None:
-        return _http(
+        return http_error(
             503,
             "identity_unavailable",
             "The token cannot be verified now.",
             why=later.why,
             fix="Try again in some seconds.",
         )
-    return _http(
+    return http_error(
         401,
         "unauthenticated",
         "The request carries no API key or token that is known here.",
@@ -268,7 +278,7 @@ def _choose(request: Request, found: list[_Judged], app: bytes | None) -> _Judge
     if wanted is not None:
         found = [one for one in found if wanted in (one.served.app, one.served.name)]
         if not found:
-            raise _http(406, "unknown_app", f"The app {wanted} is not served here.", fix="See /v1/releases.")
+            raise http_error(406, "unknown_app", f"The app {wanted} is not served here.", fix="See /v1/releases.")
     if len(found) == 1:
         return found[0]
     with_task = [one for one in found if request.task in one.compiled.tasks]
@@ -318,7 +328,9 @@ def _named_locally(headers: list[tuple[bytes, bytes]]) -> bool:
 
 def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
     if sum(len(name) + len(value) for name, value in headers) > MAX_HEADERS:
-        raise _http(431, "headers_too_large", f"The headers are larger than {MAX_HEADERS} bytes.", fix="Send less.")
+        raise http_error(
+            431, "headers_too_large", f"The headers are larger than {MAX_HEADERS} bytes.", fix="Send less."
+        )
 
 
 async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: float) -> bytes | None:
@@ -343,14 +355,14 @@ async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: flo
                     return b"".join(parts)
     except TimeoutError:
         what = f"The body was not there within {limit:g} seconds."
-        raise _http(408, "timeout", what, fix="Send the request in one go.") from None
+        raise http_error(408, "timeout", what, fix="Send the request in one go.") from None
 
 
 def _contract(body: bytes) -> Request:
     try:
         value = parse_json(body, what="The body")
     except VerificationFailed as error:
-        raise _http(400, "bad_json", error.what, why=error.why, fix="Send one JSON object in UTF-8.") from error
+        raise http_error(400, "bad_json", error.what, why=error.why, fix="Send one JSON object in UTF-8.") from error
     try:
         return Request.model_validate(value)
     except ValidationError as error:
@@ -422,19 +434,20 @@ def _error(error: BundlectlError) -> dict[str, Any]:
     return body | {key: error.details[key] for key in ("fields", "receipt") if key in error.details}
 
 
-def _http(status: int, code: str, message: str, *, why: str = "", fix: str = "") -> HttpError:
-    return HttpError(status, {"error": code, "message": message, "why": why, "fix": fix})
-
-
 def _too_large() -> HttpError:
-    return _http(413, "too_large", f"The body is larger than {MAX_BODY} bytes.", fix="Send less.")
+    return http_error(413, "too_large", f"The body is larger than {MAX_BODY} bytes.", fix="Send less.")
 
 
 async def _not_found(request: HttpRequest, _: Exception) -> JSONResponse:
-    error = _http(404, "not_found", f"There is nothing at {request.url.path}.", fix="See /openapi.json.")
+    error = http_error(404, "not_found", f"There is nothing at {request.url.path}.", fix="See /openapi.json.")
     return JSONResponse(error.body, status_code=404)
 
 
+async def _http_error(_: HttpRequest, error: Exception) -> JSONResponse:
+    assert isinstance(error, HttpError)
+    return JSONResponse(error.body, error.status, {"connection": "close"} if error.status in _UNREAD else None)
+
+
 async def _not_allowed(request: HttpRequest, _: Exception) -> JSONResponse:
-    error = _http(405, "method_not_allowed", f"{request.method} is not for {request.url.path}.")
+    error = http_error(405, "method_not_allowed", f"{request.method} is not for {request.url.path}.")
     return JSONResponse(error.body, status_code=405)

@@ -1,0 +1,138 @@
+"""Where batches are kept and worked on, as serve, worker and batch need it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from bundlectl.actions.context import Context
+from bundlectl.model.errors import UsageError
+from bundlectl.router.batch_book import Book, Settings
+
+if TYPE_CHECKING:
+    from bundlectl.router.batch_http import BatchApi
+    from bundlectl.router.batch_row import Answering
+
+QUEUE_VARIABLE = "BUNDLECTL_BATCH_QUEUE"
+STORE_VARIABLE = "BUNDLECTL_BATCH_STORE"
+JOURNAL = "batches/journal.sqlite3"
+
+
+@dataclass(frozen=True)
+class BatchPlace:
+    """Where batches are kept: with neither, in the journal beside the workspace.
+
+    ``queue`` is ``sqs:URL`` and ``store`` the folder or bucket that holds their rows and results; both or neither.
+    ``concurrency``: how many rows are worked on here at once; 0 leaves them to workers elsewhere.
+    """
+
+    queue: str | None = None
+    store: str | None = None
+    concurrency: int = 4
+
+
+class Workers(Protocol):
+    """What works on batches."""
+
+    def tell(self) -> None:
+        """Say that there may be something new to do."""
+        ...
+
+    def end(self) -> None:
+        """Begin nothing more."""
+        ...
+
+    async def run(self, *, until_empty: bool = False) -> None:
+        """Work until told to end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Working:
+    """The batch endpoints of a server, and how to let its workers end."""
+
+    api: BatchApi
+    end: Callable[[], None]
+
+
+def named_place(ctx: Context, place: BatchPlace) -> BatchPlace:
+    """Fill in what the environment variables say.
+
+    Raises:
+        UsageError: a queue without a store, or the other way round; or the queue is none.
+    """
+    queue = place.queue or ctx.environ.get(QUEUE_VARIABLE, "").strip() or None
+    store = place.store or ctx.environ.get(STORE_VARIABLE, "").strip() or None
+    if (queue is None) != (store is None):
+        raise UsageError(
+            "Batches over a queue need the queue and a store: messages name rows, and the store holds them.",
+            fix="Give both: --batch-queue sqs:https://sqs.… --batch-store s3://bucket/prefix",
+        )
+    if queue is not None and not queue.startswith("sqs:"):
+        raise UsageError(f"{queue!r} is no queue.", fix="Write it like sqs:https://sqs.eu-central-1.amazonaws.com/1/q")
+    return replace(place, queue=queue, store=store)
+
+
+def open_book(ctx: Context, place: BatchPlace) -> Book:
+    """Open where batches are kept.
+
+    Raises:
+        UsageError: the place is none.
+        BackendUnavailable: it cannot be opened.
+    """
+    place = named_place(ctx, place)
+    if place.queue is not None and place.store is not None:
+        from bundlectl.router.batch_queue import open_queue
+        from bundlectl.router.batch_store import StoreBook
+        from bundlectl.storage.store import open_store
+
+        return StoreBook(open_store(place.store), open_queue(place.queue), ctx.clock)
+    from bundlectl.router.batch_journal import Journal
+
+    return Journal(ctx.workspace / JOURNAL, ctx.clock)
+
+
+def make_workers(ctx: Context, book: Book, sources: Sequence[Answering], settings: Settings) -> Workers:
+    """Make what works on a book's batches."""
+    from bundlectl.router.batch_journal import Journal
+
+    if isinstance(book, Journal):
+        from bundlectl.router.batch_workers import LocalWorkers
+
+        return LocalWorkers(book, sources, settings, clock=ctx.clock, on_problem=ctx.reporter.warn)
+    from bundlectl.router.batch_sqs import QueueWorkers
+    from bundlectl.router.batch_store import StoreBook
+
+    if not isinstance(book, StoreBook):
+        raise TypeError(f"{type(book).__name__} is no book that workers know")
+    return QueueWorkers(book, sources, settings, clock=ctx.clock, on_problem=ctx.reporter.warn)
+
+
+async def open_batches(ctx: Context, place: BatchPlace, sources: Sequence[Answering], stack: AsyncExitStack) -> Working:
+    """Open a server's batch endpoints, and start working on batches unless the place says that others do.
+
+    Leaving the stack lets what is under way end, and gives back what does not.
+    """
+    from bundlectl.router.batch_http import BatchApi
+
+    book = open_book(ctx, place)
+    stack.callback(book.close)
+    if not place.concurrency:
+        return Working(BatchApi(book, clock=ctx.clock), lambda: None)
+    workers = make_workers(ctx, book, sources, Settings(concurrency=place.concurrency))
+    task = asyncio.create_task(workers.run())
+
+    def over(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            ctx.reporter.warn(f"batches are not worked on here any more: {type(error).__name__}: {error}")
+
+    async def ended() -> None:
+        workers.end()
+        await asyncio.wait({task})
+
+    task.add_done_callback(over)
+    stack.push_async_callback(ended)
+    return Working(BatchApi(book, clock=ctx.clock, on_accepted=workers.tell), workers.end)
