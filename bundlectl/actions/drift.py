@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from bundlectl.actions.baselines import Look, deterministic, looks, measuring, rows_of, same_exam
 from bundlectl.actions.context import Context
+from bundlectl.actions.judging import judge_bindings, open_judges
 from bundlectl.actions.releasing import Standing, require_live, stand
 from bundlectl.actions.routing import router_of
 from bundlectl.evaluation.comparison import Change, changes, compare
+from bundlectl.evaluation.judges import unfit
 from bundlectl.evaluation.report import CaseResult
 from bundlectl.evaluation.runner import Side, run_sides
+from bundlectl.evaluation.scorers.table import make_scorers, paired
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
 from bundlectl.model.attestation import ComparedScore
+from bundlectl.model.bindings import ModelBinding
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import BackendUnavailable, UsageError
@@ -73,13 +77,16 @@ class Drifted(Strict):
     fix: str = ""
 
 
-def drift(ctx: Context, reference: str, *, suite: Path, concurrency: int = 8) -> Drifted:
+def drift(
+    ctx: Context, reference: str, *, suite: Path, judges_file: Path | None = None, concurrency: int = 8
+) -> Drifted:
     """Run a suite on what is live and hold it against its signed result.
 
     Args:
         ctx: the context; nothing is signed.
         reference: the environment, ``APP:ENV``.
         suite: the suite file.
+        judges_file: where the suite's judges are reached.
         concurrency: cases under way at once.
 
     Raises:
@@ -92,6 +99,9 @@ def drift(ctx: Context, reference: str, *, suite: Path, concurrency: int = 8) ->
     if ref.serial is not None:
         raise UsageError("Drift is about what is live now.", fix=f"bundlectl drift {ref.app}:{ref.environment}")
     loaded = read_suite(suite)
+    # What is live stands beside no other bundle here, so there is nothing to prefer.
+    loaded = loaded.without(paired(loaded.suite.scorers))
+    judges = judge_bindings(judges_file, loaded.suite)
     standing = stand(ctx, ref.app, ref.environment)
     _, live = require_live(standing)
     bundle = ctx.registry.get_bundle(ref.app, live.release.bundle)
@@ -99,8 +109,16 @@ def drift(ctx: Context, reference: str, *, suite: Path, concurrency: int = 8) ->
     if not signed:
         return _unsigned(standing, bundle, loaded, suite)
     then = rows_of(signed)
-    now, again = asyncio.run(_measure(ctx, standing, bundle, loaded, then, concurrency))
+    found = asyncio.run(_measure(ctx, standing, bundle, loaded, then, concurrency, judges))
+    now, again = found.now, found.again
     _check_outage(now, loaded)
+    if found.unfit:
+        # A judge that changed, or that nobody held against people, would be a change of the measure.
+        for key, why in found.unfit.items():
+            ctx.reporter.warn(f"{key} is left out: {why}")
+        loaded = loaded.without(found.unfit)
+        if not loaded.suite.scorers:
+            return _unmeasurable(standing, bundle, loaded, found.unfit)
     return _judge(standing, bundle, loaded, signed, now, again)
 
 
@@ -129,15 +147,50 @@ def _unsigned(standing: Standing, bundle: Bundle, loaded: LoadedSuite, suite: Pa
     )
 
 
+def _unmeasurable(standing: Standing, bundle: Bundle, loaded: LoadedSuite, unfit: Mapping[str, str]) -> Drifted:
+    return Drifted(
+        app=standing.app,
+        environment=standing.environment,
+        bundle=bundle.digest,
+        suite=loaded.suite.name,
+        signed=None,
+        moved=[],
+        scores=[],
+        flips=[],
+        verdict="inconclusive",
+        why="; ".join(f"{key}: {why}" for key, why in unfit.items()),
+        fix="Bind the suite's judges with --judge-bindings, and calibrate them.",
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Rows of every case, and of those that flipped asked again; ``unfit``: judged scorers that say nothing here."""
+
+    now: list[CaseResult]
+    again: list[CaseResult]
+    unfit: dict[str, str]
+
+
 async def _measure(
-    ctx: Context, standing: Standing, bundle: Bundle, loaded: LoadedSuite, then: Sequence[CaseResult], concurrency: int
-) -> tuple[list[CaseResult], list[CaseResult]]:
+    ctx: Context,
+    standing: Standing,
+    bundle: Bundle,
+    loaded: LoadedSuite,
+    then: Sequence[CaseResult],
+    concurrency: int,
+    bindings: Mapping[str, ModelBinding],
+) -> _Found:
     """Ask every case, then those that flipped again."""
     _, live = require_live(standing)
     task = bundle.components.application.tasks.get(loaded.suite.task)
     if task is None:
         raise UsageError(f"What is live has no task {loaded.suite.task!r}, which suite {loaded.suite.name!r} measures.")
-    async with router_of(ctx, standing.app, bundle, measuring(live.release.bindings)) as (router, _):
+    async with (
+        router_of(ctx, standing.app, bundle, measuring(live.release.bindings)) as (router, _),
+        open_judges(ctx, loaded.suite, bindings) as judges,
+    ):
+        scorers = make_scorers(loaded.suite.scorers, None, loaded.code, judges)
 
         async def ask(part: LoadedSuite, repeats: int, label: str) -> list[CaseResult]:
             side = Side(
@@ -145,6 +198,7 @@ async def _measure(
                 identity=LOCAL,
                 profile=task.profiles[0],
                 output=bundle.components.output.get(loaded.suite.task),
+                judges=judges,
             )
             with ctx.reporter.progress(label, len(part.chosen) * repeats) as bar:
                 (found,) = await run_sides(
@@ -158,12 +212,13 @@ async def _measure(
             return found
 
         now = await ask(loaded, loaded.suite.repeats or 1, loaded.suite.name)
-        flipped = {change.case for change in changes(loaded, now, then)}
+        left_out = unfit(loaded.suite, scorers, loaded.calibrations, now, then, every=True)
+        flipped = {change.case for change in changes(loaded.without(left_out), now, then)}
         if not flipped:
-            return now, []
+            return _Found(now, [], left_out)
         ctx.reporter.say(f"{len(flipped)} cases score otherwise than when they were signed; {AGAIN} more times each")
         part = replace(loaded, chosen=tuple(case for case in loaded.cases if case.id in flipped))
-        return now, await ask(part, AGAIN, "again")
+        return _Found(now, await ask(part, AGAIN, "again"), left_out)
 
 
 def _check_outage(now: Sequence[CaseResult], loaded: LoadedSuite) -> None:

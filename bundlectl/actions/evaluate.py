@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from bundlectl.actions.baselines import (
 )
 from bundlectl.actions.caching import ingredients_of, memory_of, open_cache
 from bundlectl.actions.context import Context
+from bundlectl.actions.judging import judge_bindings, judges_digest, open_judges
 from bundlectl.actions.opening import load_bundle, open_trust
 from bundlectl.actions.reporting import check_folder, write_reports
 from bundlectl.actions.routing import router_of, without_addresses
@@ -32,13 +34,15 @@ from bundlectl.bundling.checks import find_suites
 from bundlectl.evaluation.cache import EvaluationCache
 from bundlectl.evaluation.comparison import Change, changes, compare
 from bundlectl.evaluation.journal import Journal, journal_key
+from bundlectl.evaluation.judges import identities, unfit
 from bundlectl.evaluation.remembering import Memory
 from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_report, report_bytes
 from bundlectl.evaluation.reports.material import Material
 from bundlectl.evaluation.result import summarise
 from bundlectl.evaluation.runner import Budget, Side, run_sides
+from bundlectl.evaluation.scorers.judge import Judge
 from bundlectl.evaluation.scorers.score import AnyScorer
-from bundlectl.evaluation.scorers.table import demands_time, timed
+from bundlectl.evaluation.scorers.table import demands_time, make_scorers, paired, timed
 from bundlectl.evaluation.statistics import look_alpha
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
 from bundlectl.model.attestation import EVALUATION, PAYLOAD_TYPE, Comparison, EvaluationResult
@@ -80,6 +84,7 @@ class Settings:
     cases to run; such a run never passes. ``sign``: False to attach nothing. ``fresh``: forget what an interrupted
     run measured. ``report``: a folder for reports, with what was answered; a folder of its own for each suite where
     there are several. ``cache``: give back what earlier runs were answered to the same, and keep what is answered.
+    ``judge_bindings``: a file that says where the suite's judges are reached.
     """
 
     concurrency: int = 8
@@ -91,6 +96,7 @@ class Settings:
     max_cost: float | None = None
     report: Path | None = None
     cache: bool = True
+    judge_bindings: Path | None = None
 
 
 def evaluate(
@@ -160,6 +166,8 @@ class _Evaluation:
         self._baseline, self._loaded, self._settings = baseline, loaded, settings
         self._answers: list[dict[Row, Answer]] = [{}, {}]
         self._bound = digest(canonical(bindings.form()))
+        self._judges = judge_bindings(settings.judge_bindings, loaded.suite)
+        self._scorers: dict[str, AnyScorer] = {}
         self._repeats = settings.repeats or loaded.suite.repeats or 1
         stored = ctx.registry.has_bundle(app, bundle.digest)
         self._note = "" if stored else "the bundle is not in the registry, so nothing was attached to it"
@@ -218,6 +226,8 @@ class _Evaluation:
     def _stored_rows(self) -> list[CaseResult] | None:
         if self._baseline is None or self._keyring is None:
             return None
+        if paired(self._loaded.suite.scorers):
+            return None  # its answers have to be at hand, to stand beside the candidate's
         found = stored_rows(self._ctx, self._keyring, self._app, self._baseline, self._loaded)
         if found is not None:
             self._ctx.reporter.say("nothing of the baseline can answer differently: its own signed result is used")
@@ -225,13 +235,16 @@ class _Evaluation:
 
     def _journals(self, *, measure_baseline: bool) -> list[Journal]:
         ours, beside = self._bundle.digest, None
+        judges = judges_digest(self._loaded.suite, self._judges)
         keys = []
         if self._baseline is not None and measure_baseline:
             # Rows of a comparison are kept apart from those of a run by itself: they belong beside each other in time.
             beside = self._baseline.bundle.digest
             theirs = f"the baseline of {ours}"
-            keys.append(journal_key(self._loaded, bundle=beside, bindings=self._baseline.bound, beside=theirs))
-        keys.insert(0, journal_key(self._loaded, bundle=ours, bindings=self._bound, beside=beside))
+            keys.append(
+                journal_key(self._loaded, bundle=beside, bindings=self._baseline.bound, beside=theirs, judges=judges)
+            )
+        keys.insert(0, journal_key(self._loaded, bundle=ours, bindings=self._bound, beside=beside, judges=judges))
         journals = [Journal(self._ctx.workspace / "journals", key) for key in keys]
         kept = sum(len(journal.finished) for journal in journals)
         if self._settings.fresh:
@@ -250,8 +263,10 @@ class _Evaluation:
         if self._baseline is not None and len(journals) > 1:
             measured.append((self._baseline.bundle, self._baseline.run_with))
         async with AsyncExitStack() as stack:
+            judges = await stack.enter_async_context(open_judges(self._ctx, loaded.suite, self._judges))
+            self._scorers = make_scorers(loaded.suite.scorers, None, loaded.code, judges)
             sides = [
-                await self._side(stack, bundle, bindings, journal, answers, cache)
+                await self._side(stack, bundle, bindings, journal, answers, cache, judges)
                 for (bundle, bindings), journal, answers in zip(measured, journals, self._answers, strict=False)
             ]
             total = len(loaded.chosen) * self._repeats * len(sides)
@@ -276,6 +291,7 @@ class _Evaluation:
         journal: Journal,
         answers: dict[Row, Answer],
         cache: EvaluationCache | None,
+        judges: Mapping[str, Judge],
     ) -> Side[Identity]:
         suite = self._loaded.suite
         task = bundle.components.application.tasks.get(suite.task)
@@ -293,6 +309,7 @@ class _Evaluation:
             output=bundle.components.output.get(suite.task),
             journal=journal,
             capture=answers.__setitem__ if self._settings.report is not None else None,
+            judges=judges,
             memory=self._memory(cache, bundle, measuring(bindings), compiled) if cache is not None else None,
         )
 
@@ -322,7 +339,8 @@ class _Evaluation:
         earlier, poolable = self._earlier(report)
         look = len(earlier) + 1
         rows = rows_of(poolable)
-        compared = self._compare(report, poolable, look, stored=stored)
+        undecided = self._unfit(report, poolable)
+        compared = self._compare(report, poolable, look, undecided, stored=stored)
         result = summarise(
             self._loaded,
             report.cases,
@@ -335,7 +353,9 @@ class _Evaluation:
             compared=compared,
             uncompared=self._uncompared(),
             earlier=rows,
+            unfit=undecided,
         )
+        result = self._judged(result, report)
         given = [*report.cases, *(report.baseline.cases if report.baseline is not None and not stored else [])]
         cached = sum(1 for row in given if row.cached)
         oldest = min((row.time for row in given), default=None)
@@ -370,13 +390,33 @@ class _Evaluation:
             and look.result.snapshots == snapshots
         ]
 
-    def _compare(self, report: Report, poolable: Sequence[Look], look: int, *, stored: bool) -> Comparison | None:
+    def _unfit(self, report: Report, poolable: Sequence[Look]) -> dict[str, str]:
+        """Say which judged scorers may not decide."""
+        beside = report.baseline
+        theirs = [*beside.cases, *baseline_rows_of(poolable, beside.bundle, beside.bindings)] if beside else []
+        ours = [*report.cases, *rows_of(poolable)]
+        return unfit(self._loaded.suite, self._scorers, self._loaded.calibrations, ours, theirs)
+
+    def _judged(self, result: EvaluationResult, report: Report) -> EvaluationResult:
+        """Add who judged, how well those agree with people, and what they cost."""
+        every = [*report.cases, *(report.baseline.cases if report.baseline is not None else [])]
+        spent = [row.judging for row in every if row.judging is not None]
+        return result.model_copy(
+            update={
+                "judging": math.fsum(spent) if spent else None,
+                "scorers": identities(self._scorers, self._loaded.calibrations, every),
+            }
+        )
+
+    def _compare(
+        self, report: Report, poolable: Sequence[Look], look: int, undecided: Mapping[str, str], *, stored: bool
+    ) -> Comparison | None:
         baseline, beside = self._baseline, report.baseline
         if baseline is None or beside is None:
             return None
         candidates = [*report.cases, *rows_of(poolable)]
         others = [*beside.cases, *baseline_rows_of(poolable, beside.bundle, beside.bindings)]
-        found = compare(self._loaded, candidates, others, look=look)
+        found = compare(self._loaded, candidates, others, look=look, unfit=undecided)
         complete = report.complete
         tried = None
         if baseline.since is not None and self._keyring is not None:

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from bundlectl.actions.drift import Drifted
     from bundlectl.actions.evaluate import Evaluated
-    from bundlectl.model.attestation import ComparedScore
+    from bundlectl.model.attestation import CalibrationFigures, ComparedScore, Rate, ScorerIdentity
+
+
+JudgesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--judge-bindings", metavar="FILE", help="Where the suite's judges are reached. [default: judges on AWS only]"
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +88,7 @@ def register(app: typer.Typer) -> None:
                 help="Write report.json, junit.xml, report.html and report.md there, with questions and answers.",
             ),
         ] = None,
+        judges: JudgesOption = None,
         fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run measured.")] = False,
         signer: SignerOption = None,
     ) -> None:
@@ -111,6 +120,7 @@ def register(app: typer.Typer) -> None:
                 repeats=repeat,
                 max_cost=max_cost,
                 report=report,
+                judge_bindings=judges,
                 cache=not no_cache,
             ),
         )
@@ -132,6 +142,7 @@ def register(app: typer.Typer) -> None:
         session: Session,
         environment: Annotated[str, typer.Argument(metavar="APP:ENV", help="What is live there is measured.")],
         suite: Annotated[Path, typer.Option("--suite", metavar="FILE", help="The suite.")],
+        judges: JudgesOption = None,
         concurrency: Annotated[int, typer.Option(metavar="N", min=1, max=256, help="Cases under way at once.")] = 8,
     ) -> None:
         """Say whether what is live still answers as it did when its evaluation was signed.
@@ -142,7 +153,7 @@ def register(app: typer.Typer) -> None:
         """
         from bundlectl.actions.drift import drift as act
 
-        result = act(session.context(), environment, suite=suite, concurrency=concurrency)
+        result = act(session.context(), environment, suite=suite, judges_file=judges, concurrency=concurrency)
         if session.output == "json":
             session.json(result.form())
         else:
@@ -192,6 +203,11 @@ def scores_table(out: Console, evaluated: Evaluated) -> None:
         + Text(result.verdict, style=_STYLE[result.verdict])
         + Text(f" over {result.cases} cases" + (f": {result.why}" if result.why else ""))
     )
+    for scorer in result.scorers or []:
+        if line := judge_line(scorer):
+            out.print(line, markup=False)
+    if result.judging:
+        out.print(f"judges cost {result.judging:.4f} USD", markup=False)
     if result.must_pass_failed:
         out.print(f"must pass and did not: {', '.join(result.must_pass_failed)}", markup=False)
     if result.flaky:
@@ -208,6 +224,30 @@ def scores_table(out: Console, evaluated: Evaluated) -> None:
         out.print(f"signed by {result.actor}: {evaluated.attestation}", markup=False)
     elif evaluated.note:
         out.print(evaluated.note, markup=False)
+
+
+def judge_line(scorer: ScorerIdentity) -> str:
+    """Say which model judged and how well it agrees with people; empty for a scorer without a judge."""
+    judge = scorer.identity.get("judge")
+    if not isinstance(judge, dict):
+        return ""
+    who = ", ".join(scorer.models) or str(judge.get("model"))
+    return f"{scorer.scorer} was judged by {who}: {agreement(scorer.calibration)}"
+
+
+def agreement(found: CalibrationFigures | None) -> str:
+    """Say how well a judge agrees with people."""
+    if found is None:
+        return "not calibrated"
+
+    def share(rate: Rate | None) -> str:
+        return "unknown" if rate is None else f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+
+    kappa = "unknown" if found.kappa is None else f"{found.kappa:.2f}"
+    return (
+        f"sensitivity {share(found.sensitivity)}, specificity {share(found.specificity)}, kappa {kappa}, "
+        f"on {found.labels} labels"
+    )
 
 
 def comparison_table(out: Console, evaluated: Evaluated) -> None:

@@ -31,6 +31,7 @@ def journal_key(
     bindings: str,
     snapshots: Mapping[str, str] | None = None,
     beside: str | None = None,
+    judges: str | None = None,
     tool_version: str = __version__,
 ) -> str:
     """Give the digest that names one measurement.
@@ -41,12 +42,14 @@ def journal_key(
         bindings: the digest of the bindings it runs with.
         snapshots: the resolved snapshot by index, where a bundle follows one that moves.
         beside: what it is measured beside, in a comparison.
+        judges: digest of where the judges are reached that score.
         tool_version: the version whose scorers measure.
     """
     return digest(
         canonical(
             {
                 **({"beside": beside} if beside is not None else {}),
+                **({"judges": judges} if judges is not None else {}),
                 "bundle": bundle,
                 "bindings": bindings,
                 "suite": loaded.suite_digest,

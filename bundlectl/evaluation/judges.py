@@ -38,6 +38,8 @@ def unfit(
     calibrations: Mapping[str, Calibration],
     candidate: Iterable[CaseResult],
     baseline: Iterable[CaseResult] = (),
+    *,
+    every: bool = False,
 ) -> dict[str, str]:
     """Say which judged scorers may not decide what they gate, and why.
 
@@ -47,12 +49,13 @@ def unfit(
         calibrations: the records beside the suite, by scorer.
         candidate: rows that count for the candidate, those of earlier looks among them.
         baseline: rows that count for the baseline.
+        every: look at those that gate nothing as well.
     """
     ours, theirs = _models(candidate), _models(baseline)
     found: dict[str, str] = {}
     for line in suite.scorers:
         scorer = scorers.get(line.key)
-        if isinstance(scorer, JudgedScorer) and gating(line):
+        if isinstance(scorer, JudgedScorer) and (every or gating(line)):
             why = _unfit(scorer, calibrations.get(line.key), ours.get(line.key, set()), theirs.get(line.key, set()))
             if why is not None:
                 found[line.key] = why
@@ -60,13 +63,15 @@ def unfit(
 
 
 def _unfit(scorer: JudgedScorer, record: Calibration | None, ours: set[str], theirs: set[str]) -> str | None:
+    if scorer.judge is None:
+        return f"its judge {scorer.options.judge} has no address here"
     if record is None:
         return "its judge is not calibrated against people's labels (bundlectl judge calibrate)"
     if (weak := weakness(record.figures)) is not None:
         return f"its judge may not decide: {weak}"
     if record.good != scorer.options.good:
         return "its judge was calibrated for another 'good'"
-    if scorer.judge is not None and (changed := _differing(record.identity, dict(scorer.identity))):
+    if changed := _differing(record.identity, dict(scorer.identity)):
         return f"its judge is not the one that was calibrated: {', '.join(changed)} differ"
     if strange := sorted(ours - set(record.models)):
         return f"its judge was {', '.join(record.models) or 'unnamed'} when calibrated, and is {', '.join(strange)}"

@@ -163,10 +163,14 @@ class Budget:
 
     def take(self, result: CaseResult) -> None:
         """Count a row."""
-        if result.usd is None:
+        self.charge(result.usd)
+
+    def charge(self, usd: float | None) -> None:
+        """Count what something cost; None where nobody knows."""
+        if usd is None:
             self.unknown += 1
         else:
-            self.spent += result.usd
+            self.spent += usd
 
 
 class Pace:

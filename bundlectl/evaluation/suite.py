@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -60,6 +60,11 @@ class LoadedSuite:
             if tag is None and (needed is None or have < needed):
                 found.append(_too_small(line, tag, margin, have, needed))
         return found
+
+    def without(self, keys: Collection[str]) -> LoadedSuite:
+        """Leave scorers out of what is measured; it stays the same exam, by the same digest."""
+        lines = [line for line in self.suite.scorers if line.key not in keys]
+        return replace(self, suite=self.suite.model_copy(update={"scorers": lines}))
 
     @property
     def whole(self) -> bool:

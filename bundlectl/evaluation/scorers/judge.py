@@ -59,12 +59,18 @@ class Judge:
         self._turns = asyncio.Semaphore(settings.concurrency)
 
     @property
+    def concurrency(self) -> int:
+        """How many calls of it are under way at once."""
+        return self._settings.concurrency
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """Which model judges, where and how; never a credential."""
+        endpoint = endpoint_of(self._binding)
         return {
             "provider": self._settings.provider,
             "model": self._settings.model,
-            "endpoint": endpoint_of(self._binding),
+            **({"endpoint": endpoint} if endpoint is not None else {}),
             "parameters": self._settings.parameters,
         }
 

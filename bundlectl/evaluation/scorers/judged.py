@@ -63,8 +63,8 @@ class JudgedScorer(ABC):
     @property
     def identity(self) -> Mapping[str, Any]:
         """The judge, and what it is asked."""
-        judge = self.judge.identity if self.judge is not None else None
-        return {"judge": judge, "rubric": digest(canonical(self.rubric())), "version": VERSION}
+        judge = {"judge": dict(self.judge.identity)} if self.judge is not None else {}
+        return {**judge, "rubric": digest(canonical(self.rubric())), "version": VERSION}
 
     @abstractmethod
     def rubric(self) -> dict[str, Any]:
