@@ -12,7 +12,7 @@ from bundlectl.bundling.provider_settings import check_guards, check_parameters
 from bundlectl.bundling.source_models import SourceBundle
 from bundlectl.bundling.yaml import Document, parse_yaml
 from bundlectl.bundling.yaml import Path as At
-from bundlectl.model.bindings import Bindings
+from bundlectl.model.bindings import DEFAULT, Bindings
 from bundlectl.model.components import AccessCase, Between, When
 from bundlectl.model.documents import IndexSource
 from bundlectl.model.errors import Problem
@@ -44,8 +44,23 @@ def check_bindings(environment: str, bound: Bindings, at: Document, bundle: Sour
     problems = [
         *_known(at, ("models",), bound.models, bundle.models, f"{what} the model", keys=True),
         *_known(at, ("indexes",), bound.indexes, indexes, f"{what} the index", keys=True),
+        *_known(
+            at, ("limits", "tasks"), bound.limits.named_tasks(), bundle.tasks, f"{what} a limit to the task", keys=True
+        ),
+        *_known(
+            at,
+            ("limits", "routes"),
+            [name for name in bound.limits.routes or {} if name != DEFAULT],
+            bundle.routes.routes,
+            f"{what} a limit to the route",
+            keys=True,
+        ),
         *check_guards(bound, at),
     ]
+    soft = bound.limits.soft_route
+    if soft is not None and soft not in bundle.routes.routes:
+        message = f"environment {environment} answers beyond soft limits by the route {soft!r}, which is not defined"
+        problems.append(at.problem(("limits", "soft_route"), message, suggest(soft, bundle.routes.routes)))
     for position, name in enumerate(bound.disabled_models):
         if name not in bundle.models:
             message = f"environment {environment} disables the model {name!r}, which the bundle lacks"

@@ -24,6 +24,8 @@ def misfits(bindings: Bindings, parts: Components) -> list[str]:
         for what, named, known in (
             ("model", {*bindings.models, *bindings.disabled_models}, set(parts.models)),
             ("index", set(bindings.indexes), indexes),
+            ("task", set(bindings.limits.named_tasks()), set(parts.application.tasks)),
+            ("route", set(bindings.limits.named_routes()), set(parts.routes.routes)),
         )
         for name in sorted(named - known)
     ]

@@ -6,6 +6,7 @@ Credentials are references, never values: ``env:NAME``, ``file:/path``, ``aws-sm
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -33,17 +34,51 @@ class ModelBinding(Strict):
     async_input: str | None = None
 
 
+DEFAULT: Final = "default"
+
+
 class Limit(Strict):
-    """Limits of one tenant; ``default`` holds for every tenant without its own."""
+    """Limits of one tenant, task or route; what is absent is not limited.
+
+    ``soft_usd_per_day`` refuses nothing: beyond it, requests are marked and answered by the ``soft_route``.
+    """
 
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     usd_per_day: Annotated[float, Field(gt=0)] | None = None
+    soft_usd_per_day: Annotated[float, Field(gt=0)] | None = None
 
 
 class Limits(Strict):
-    """Limits by tenant."""
+    """Limits by tenant, by task and by route; all that apply must hold. ``default`` is for those without their own.
+
+    Each tenant has counts of its own; a task's and a route's are over all tenants. ``soft_route`` answers beyond a soft
+    limit wherever it is among the fallbacks of the route that was chosen. ``on_redis_down`` says what becomes of
+    limits that are shared through Redis while it is away: each process counts for itself (``local``, the default),
+    or requests are refused.
+    """
 
     tenants: dict[str, Limit] = {}
+    tasks: dict[Name, Limit] | None = None
+    routes: dict[Name, Limit] | None = None
+    soft_route: Name | None = None
+    on_redis_down: Literal["local", "refuse"] | None = None
+
+    def fitting(self, tasks: Collection[str], routes: Collection[str]) -> Self:
+        """Give them without what they say of tasks and routes that a bundle does not have."""
+        kept_tasks = {n: limit for n, limit in (self.tasks or {}).items() if n == DEFAULT or n in tasks}
+        kept_routes = {n: limit for n, limit in (self.routes or {}).items() if n == DEFAULT or n in routes}
+        soft = self.soft_route if self.soft_route in routes else None
+        return self.model_copy(update={"tasks": kept_tasks or None, "routes": kept_routes or None, "soft_route": soft})
+
+    def named_tasks(self) -> list[str]:
+        """Give the tasks that it names, which a bundle must have."""
+        return [name for name in self.tasks or {} if name != DEFAULT]
+
+    def named_routes(self) -> list[str]:
+        """Give the routes that it names, which a bundle must have."""
+        named = [name for name in self.routes or {} if name != DEFAULT]
+        return named if self.soft_route is None else [*named, self.soft_route]
 
 
 class ApiKey(Strict):

@@ -23,6 +23,8 @@ def returning(live: Bindings, then: Bindings, parts: Components) -> tuple[Bindin
     models = {name: bound for name, bound in live.models.items() if name in parts.models}
     places = {name: place for name, place in live.indexes.items() if name in indexes}
     disabled = [name for name in live.disabled_models if name in parts.models]
+    limited = set(live.limits.named_tasks()) - set(parts.application.tasks)
+    limited |= set(live.limits.named_routes()) - set(parts.routes.routes)
     gone = {*live.models, *live.disabled_models} - set(parts.models) | set(live.indexes) - indexes
     old_models = {n: b for n, b in then.models.items() if n in parts.models and n not in live.models}
     old_places = {n: p for n, p in then.indexes.items() if n in indexes and n not in live.indexes}
@@ -36,9 +38,11 @@ def returning(live: Bindings, then: Bindings, parts: Components) -> tuple[Bindin
             "indexes": places | old_places,
             "guards": live.guards | old_guards,
             "disabled_models": [*disabled, *old_off],
+            "limits": live.limits.fitting(parts.application.tasks, parts.routes.routes),
         }
     )
     changes = [f"{name} is left out: the bundle does not have it" for name in sorted(gone)]
+    changes += [f"the limit of {name} is left out: the bundle does not have it" for name in sorted(limited)]
     changes += [f"{name} is bound as it was then" for name in sorted({*old_models, *old_places, *old_guards})]
     changes += [f"{name} stays disabled, as it was then" for name in sorted(old_off)]
     return bindings, changes

@@ -133,3 +133,5 @@ class Receipt(Strict):
     stages: dict[str, float]
     answer_digest: Digest | None = None
     error: dict[str, Any] | None = None
+    soft_limits: list[str] | None = None
+    """Which soft limits the request was beyond."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from bundlectl.router.inspecting import inspect_json, joined
 from bundlectl.router.run import Refusal, Run, guard_record
 from bundlectl.stages.access import AccessQuestion
@@ -14,15 +12,6 @@ def check_identity(run: Run) -> None:
     request = run.request
     if not run.identity.may_claim(request.tenant_id, request.user_role):
         raise Refusal("access_denied", "The caller may not act for this tenant in this role.")
-
-
-def check_limits(run: Run) -> None:
-    """Count the request against its tenant's limits."""
-    limits = run.compiled.limits
-    if limits:
-        passed = run.shared.limits.take(run.request.tenant_id, limits, time.monotonic(), run.time)
-        if passed is not None:
-            raise Refusal("limited", passed)
 
 
 def check_access(run: Run) -> None:

@@ -18,7 +18,7 @@ from bundlectl.inference.fitting import provider_misfits
 from bundlectl.inference.inspection import Inspector
 from bundlectl.inference.prices import PriceBook, open_price_book
 from bundlectl.inference.provider import Provider
-from bundlectl.model.bindings import Bindings, Identities, Limit, ModelBinding
+from bundlectl.model.bindings import Bindings, Identities, ModelBinding
 from bundlectl.model.bundle import Bundle, Components
 from bundlectl.model.components import Embedding, Guard, Model, Profile, Retrieval, Route
 from bundlectl.model.contract import ReleaseRef
@@ -27,6 +27,7 @@ from bundlectl.model.types import seconds
 from bundlectl.retrieval.permission import Filter
 from bundlectl.router.health import Breaker
 from bundlectl.router.identity import KnownIdentities
+from bundlectl.router.limits import CompiledLimits
 from bundlectl.router.routing import CompiledRoute, RouteTable
 from bundlectl.stages.access import AccessPolicy
 from bundlectl.stages.guards import CompiledGuard
@@ -135,7 +136,7 @@ class Compiled:
     select: RouteTable
     access: AccessPolicy
     identities: KnownIdentities
-    limits: Mapping[str, Limit]
+    limits: CompiledLimits
     breakers: Mapping[str, Breaker]
     prices: PriceBook
     input_key: bytes
@@ -170,7 +171,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         select=RouteTable(parts.routes.select),
         access=made.access,
         identities=made.identities,
-        limits=bindings.limits.tenants,
+        limits=CompiledLimits(bindings.limits, made.routes, bindings.models, made.prices),
         breakers={name: Breaker() for name in parts.models},
         prices=made.prices,
         input_key=world.input_key,
@@ -221,6 +222,8 @@ def _check_bindings(parts: Components, bindings: Bindings) -> None:
     for what, bound, known in (
         ("model", [*bindings.models, *bindings.disabled_models], set(parts.models)),
         ("index", list(bindings.indexes), indexes),
+        ("task", bindings.limits.named_tasks(), set(parts.application.tasks)),
+        ("route", bindings.limits.named_routes(), set(parts.routes.routes)),
     ):
         unknown = sorted(set(bound) - known)
         if unknown:

@@ -51,6 +51,7 @@ class Invocation:
         """Whether text of the present attempt was released to the caller of the router."""
         self._chain = [route, *(compiled.routes[name] for name in route.fallback)]
         self._at = 0
+        self._spared = ""
         self._ends: float | None = None
         self._breakers = compiled.breakers
         self._prompt = messages
@@ -71,7 +72,17 @@ class Invocation:
         """Why the last reply is not the first choice's; ``None`` when it is."""
         if self._at == 0:
             return None
-        return f"{self._failure()}; answered by {self.route.label}"
+        return f"{self._spared or self._failure()}; answered by {self.route.label}"
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The routes that may answer, the present one first."""
+        return tuple(route.name for route in self._chain[self._at :])
+
+    def spare(self, name: str, why: str) -> None:
+        """Begin at a fallback: the routes before it are not asked at all."""
+        self._at = next(n for n, route in enumerate(self._chain) if route.name == name)
+        self._spared = why
 
     async def reply(self) -> ModelReply:
         """Give the next reply: of the present route, else of the next that answers.

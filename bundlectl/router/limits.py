@@ -1,71 +1,221 @@
-"""Limits per tenant, in this process's memory: requests per minute, and dollars per day (UTC).
+"""Limits and budgets as an environment's bindings set them: what each request takes of which, and what is said of it.
 
-They live beside the release, not in it: a new release brings new numbers and finds the counts as they were.
-Money is checked before a request and added after it, so requests that run at once may together overshoot.
+Counting is :mod:`~bundlectl.router.limits_memory` in one process, :mod:`~bundlectl.router.limits_redis` in several.
+Both follow the same rules:
+
+- requests and tokens per minute refill steadily; a minute's worth is the most that can be saved up.
+- dollars are counted by days of UTC. What is *spent* and what requests under way have *reserved* is together never
+  more than the hard limit.
+- a request reserves the upper bound of one call before it is made: the prompt's estimated tokens and the model's
+  ``max_tokens``, by the dearest route that may answer. When it ends, what it really used takes the place of that;
+  what a failed one reserved is released. What goes beyond (asking again, a fallback after an answer that did not fit,
+  a prompt with more tokens than estimated) is added when it ends: by that of requests under way, and by nothing
+  else, a limit may be passed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import date, datetime
+import math
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, Protocol
 
-from bundlectl.model.bindings import Limit
+from bundlectl.inference.prices import MILLION, PriceBook
+from bundlectl.model.bindings import DEFAULT, Limit, Limits, ModelBinding
+from bundlectl.model.errors import BackendUnavailable
+from bundlectl.router.routing import CompiledRoute
 
-MINUTE = 60.0
-SWEEP = 10_000
-"""With more tenants than this, those whose bucket is full again are forgotten."""
+ASSUMED_OUTPUT: Final = 4096
+"""Tokens of an answer to reserve for where the model's parameters set no maximum."""
+
+Kind = Literal["requests", "tokens", "usd"]
+
+
+class LimitsUnavailable(BackendUnavailable):
+    """Nobody can tell what was used, and the bindings say to refuse then."""
+
+    code = "limits_unavailable"
 
 
 @dataclass(slots=True)
-class _Bucket:
-    """Tokens that were left at ``at`` (seconds, monotonic); a minute's worth is the most it holds."""
+class Need:
+    """What one request takes of one subject's limits. ``subject``: ``tenant:acme``, ``task:ask`` or ``route:fast``."""
 
-    tokens: float
-    at: float
+    subject: str
+    limit: Limit
+    requests: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+    def named(self) -> str:
+        """Give the subject in words."""
+        kind, _, name = self.subject.partition(":")
+        return f"{kind} {name}"
 
 
 @dataclass(slots=True)
-class TenantLimits:
-    """What each tenant used."""
+class Granted:
+    """What was taken. ``instead``: the cheaper needs were. ``day`` counts from 1970; ``soft`` passed a soft limit."""
 
-    _buckets: dict[str, _Bucket] = field(default_factory=dict)
-    _spent: dict[str, float] = field(default_factory=dict)
-    _day: date | None = None
+    needs: Sequence[Need]
+    instead: bool
+    day: int
+    soft: Sequence[Need]
+    local: bool = True
+    """Whether this process's memory counted it."""
 
-    def take(self, tenant: str, limits: Mapping[str, Limit], now: float, today: datetime) -> str | None:
-        """Count a request; give ``None``, or in words which limit it would pass."""
-        limit = limits.get(tenant) or limits.get("default")
-        if limit is None:
-            return None
-        if limit.usd_per_day is not None and self._spent_on(today.date(), tenant) >= limit.usd_per_day:
-            return f"the tenant's limit of {limit.usd_per_day:g} US dollars per day is used up"
-        rate = limit.requests_per_minute
-        if rate is None:
-            return None
-        bucket = self._buckets.get(tenant)
-        if bucket is None:
-            if len(self._buckets) >= SWEEP:
-                self._sweep(now)
-            bucket = self._buckets[tenant] = _Bucket(float(rate), now)
-        bucket.tokens = min(float(rate), bucket.tokens + (now - bucket.at) * rate / MINUTE)
-        bucket.at = now
-        if bucket.tokens < 1:
-            return f"the tenant's limit of {rate} requests per minute is reached"
-        bucket.tokens -= 1
+
+@dataclass(slots=True)
+class Exceeded:
+    """Which limit would be passed. ``retry_after``: seconds until it would not; ``None``: it never fits."""
+
+    need: Need
+    kind: Kind
+    retry_after: float | None
+
+    def reason(self) -> str:
+        """Say it to the caller."""
+        limit, whose = self.need.limit, self.need.named()
+        if self.kind == "requests":
+            return f"The limit of {whose}, {limit.requests_per_minute} requests per minute, is reached."
+        if self.kind == "tokens":
+            bound = f"the limit of {whose}, {limit.tokens_per_minute} tokens per minute"
+            if self.retry_after is None:
+                return f"The request may need {self.need.tokens} tokens, more than {bound}, ever lets pass."
+            return f"The request may need {self.need.tokens} tokens, and {bound}, has fewer left."
+        bound = f"the limit of {whose}, {limit.usd_per_day:g} US dollars per day"
+        if self.retry_after is None:
+            return f"The request may cost {self.need.usd:.6f} US dollars, more than {bound}, ever lets pass."
+        return f"The request does not fit into what is left of {bound}."
+
+
+class Counts(Protocol):
+    """Who counts what was used."""
+
+    def take(
+        self, needs: Sequence[Need], at: datetime, *, instead: Sequence[Need] = (), refuse: bool = False
+    ) -> Granted | Exceeded | Coroutine[Any, Any, Granted | Exceeded]:
+        """Take all that is needed, or nothing.
+
+        Args:
+            needs: what is needed.
+            at: the present time, by which this process's memory tells the day.
+            instead: what to take in place of it once a soft limit is passed; empty: the same.
+            refuse: whether to raise where others' counts cannot be reached; else this process counts for itself.
+
+        Raises:
+            LimitsUnavailable: they cannot be reached, and ``refuse``.
+        """
+        ...
+
+    def settle(self, granted: Granted, tokens: int, usd: float, at: datetime) -> None:
+        """Put what was really used in place of what was reserved; it does not wait."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """What one call of a route takes at most. Dollars per token; a price that is not known reserves none."""
+
+    input: float
+    output: float
+    max_tokens: int
+
+
+class CompiledLimits:
+    """The limits of one environment's bindings."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        routes: Mapping[str, CompiledRoute],
+        bindings: Mapping[str, ModelBinding],
+        prices: PriceBook,
+    ) -> None:
+        self.refuse = limits.on_redis_down == "refuse"
+        self.soft_route = limits.soft_route
+        self._tenants = limits.tenants
+        self._tasks = limits.tasks or {}
+        self._routes = limits.routes or {}
+        self._bounds = {name: _bound(route, bindings.get(route.model_name), prices) for name, route in routes.items()}
+        every = [*self._tenants.values(), *self._tasks.values(), *self._routes.values()]
+        self._entering = any(_at_entry(one) for one in [*self._tenants.values(), *self._tasks.values()])
+        self._spending = bool(self._routes) or any(_when_calling(one) for one in every)
+
+    def entering(self, tenant: str, task: str) -> list[Need]:
+        """Give what a request takes as it comes in: one request, and a look at whether any money is left."""
+        if not self._entering:
+            return []
+        needs = []
+        limit = self._tenants.get(tenant) or self._tenants.get(DEFAULT)
+        if limit is not None and _at_entry(limit):
+            needs.append(Need("tenant:" + tenant, limit, 1))
+        limit = self._tasks.get(task) or self._tasks.get(DEFAULT)
+        if limit is not None and _at_entry(limit):
+            needs.append(Need("task:" + task, limit, 1))
+        return needs
+
+    def calling(self, tenant: str, task: str, routes: Sequence[str], prompt_tokens: int) -> list[Need]:
+        """Give what a request reserves before a model is called.
+
+        Args:
+            tenant: whose it is.
+            task: what it asks for.
+            routes: which may answer, the first choice first.
+            prompt_tokens: how long its prompt is, estimated.
+        """
+        if not self._spending:
+            return []
+        tokens, usd = 0, 0.0
+        for name in routes:
+            bound = self._bounds[name]
+            if bound is not None:
+                tokens = max(tokens, prompt_tokens + bound.max_tokens)
+                usd = max(usd, prompt_tokens * bound.input + bound.max_tokens * bound.output)
+        needs = []
+        limit = self._tenants.get(tenant) or self._tenants.get(DEFAULT)
+        if limit is not None and _when_calling(limit):
+            needs.append(Need("tenant:" + tenant, limit, 0, tokens, usd))
+        limit = self._tasks.get(task) or self._tasks.get(DEFAULT)
+        if limit is not None and _when_calling(limit):
+            needs.append(Need("task:" + task, limit, 0, tokens, usd))
+        limit = self._routes.get(routes[0]) or self._routes.get(DEFAULT)
+        if limit is not None:
+            needs.append(Need("route:" + routes[0], limit, 1, tokens, usd))
+        return needs
+
+
+def _at_entry(limit: Limit) -> bool:
+    return limit.requests_per_minute is not None or limit.usd_per_day is not None
+
+
+def _when_calling(limit: Limit) -> bool:
+    return limit.tokens_per_minute is not None or limit.usd_per_day is not None or limit.soft_usd_per_day is not None
+
+
+def _bound(route: CompiledRoute, binding: ModelBinding | None, prices: PriceBook) -> _Bound | None:
+    """Bound one call; ``None`` where no model is called."""
+    if route.provider is None or route.model.provider == "extractive":
         return None
+    parameters = route.model.parameters
+    stated = parameters.get("max_tokens") or parameters.get("max_completion_tokens")
+    most = stated if isinstance(stated, int) and stated > 0 else ASSUMED_OUTPUT
+    called = (binding.inference_profile if binding else None) or route.model.model or ""
+    price = prices.prices.get((route.model.provider, called))
+    if price is None:
+        return _Bound(0.0, 0.0, most)
+    dearest = max(price.input, price.cache_write_5m or 0.0, price.cache_write_1h or 0.0)
+    return _Bound(dearest / MILLION, price.output / MILLION, most)
 
-    def settle(self, tenant: str, usd: float | None, today: datetime) -> None:
-        """Add what a request cost; an unknown price adds nothing."""
-        if usd:
-            self._spent[tenant] = self._spent_on(today.date(), tenant) + usd
 
-    def _spent_on(self, day: date, tenant: str) -> float:
-        if day != self._day:
-            self._day = day
-            self._spent.clear()
-        return self._spent.get(tenant, 0.0)
+def soft_reason(soft: Sequence[Need]) -> str:
+    """Say which soft limits are passed."""
+    return "; ".join(
+        f"{need.named()}: soft limit of {need.limit.soft_usd_per_day:g} US dollars per day" for need in soft
+    )
 
-    def _sweep(self, now: float) -> None:
-        """Forget tenants that were quiet for a minute: their buckets are full again."""
-        self._buckets = {tenant: bucket for tenant, bucket in self._buckets.items() if now - bucket.at < MINUTE}
+
+def whole_seconds(seconds: float) -> int:
+    """Give ``Retry-After`` (RFC 9110 section 10.2.3): whole seconds, at least one."""
+    return max(1, math.ceil(seconds))

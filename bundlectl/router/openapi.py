@@ -57,7 +57,7 @@ def openapi() -> dict[str, Any]:
         "408": {"description": "The body was not there within ten seconds.", "content": error},
         "413": {"description": "The body is larger than 1 MiB.", "content": error},
         "422": {"description": "Does not fit the contract, or refused with input_blocked.", "content": either},
-        "429": {"description": "Refused with limited.", "content": answer},
+        "429": {"description": "Refused with limited; Retry-After in seconds.", "content": answer},
         "431": {"description": "The headers are larger than 32 KiB.", "content": error},
         "503": {
             "description": "Nothing could answer, nothing is loaded, or a token cannot be verified now.",

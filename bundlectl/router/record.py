@@ -41,6 +41,8 @@ class Outcome:
     status: int
     error: BundlectlError | None = None
     passages: tuple[Passage, ...] = ()
+    retry_after: float | None = None
+    """For status 429: the seconds after which the request would pass; ``None``: it never will."""
 
 
 def conclude(run: Run) -> Outcome:
@@ -73,7 +75,8 @@ def conclude(run: Run) -> Outcome:
         cost=cost,
         receipt=run.id,
     )
-    return Outcome(answer, receipt, STATUS[run.refused.code if run.refused else "answered"], passages=run.passages)
+    status = STATUS[run.refused.code if run.refused else "answered"]
+    return Outcome(answer, receipt, status, passages=run.passages, retry_after=run.retry_after)
 
 
 def _together(parts: list[Usage]) -> Usage:
@@ -130,4 +133,5 @@ def _receipt(
         stages=run.stages,
         answer_digest=answer_digest(run.output) if answered and run.output is not None else None,
         error={"error": run.error.code, "stage": run.failed_stage} if run.error else None,
+        soft_limits=run.soft_limits,
     )

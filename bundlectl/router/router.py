@@ -21,37 +21,43 @@ from bundlectl.model.contract import Answer, Request
 from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
 from bundlectl.router import telemetry
-from bundlectl.router.admission import check_access, check_identity, check_limits, guard_input
+from bundlectl.router.admission import check_access, check_identity, guard_input
 from bundlectl.router.answering import choose_route, guard_output, invoke, stream_text, validate_output
 from bundlectl.router.assemble import Compiled
 from bundlectl.router.contract import check_contract, input_digest
 from bundlectl.router.grounding import pack_passages, render_prompt, retrieve
 from bundlectl.router.health import RetryBudget
 from bundlectl.router.identity import Identity
-from bundlectl.router.limits import TenantLimits
+from bundlectl.router.limits import Counts
+from bundlectl.router.limits_memory import MemoryCounts
 from bundlectl.router.record import Outcome, conclude
-from bundlectl.router.run import Run, Shared
+from bundlectl.router.run import Run, Shared, SoftAlarms
 from bundlectl.router.running import Concluding, Stages
+from bundlectl.router.spending import check_limits, reserve, settle
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step. ``run`` may name an earlier stage to go back to; it refuses by raising Refusal."""
+    """One step. ``run`` may name an earlier stage to go back to; it refuses by raising Refusal.
+
+    One that ``waits`` gives something to wait for, or ``None`` when this time there is nothing.
+    """
 
     name: str
-    run: Callable[[Run], str | None] | Callable[[Run], None] | Callable[[Run], Awaitable[None]]
+    run: Callable[[Run], str | None] | Callable[[Run], None] | Callable[[Run], Awaitable[None] | None]
     waits: bool = False
 
 
 STAGES: Final = (
     Stage("identity", check_identity),
-    Stage("limits", check_limits),
+    Stage("limits", check_limits, waits=True),  # for Redis, where counts are shared
     Stage("access", check_access),
     Stage("input_guard", guard_input, waits=True),
     Stage("retrieval", retrieve, waits=True),  # searches and reranks
     Stage("packing", pack_passages),
     Stage("prompt", render_prompt),
     Stage("route", choose_route),
+    Stage("budget", reserve, waits=True),
     Stage("invoke", invoke, waits=True),
     Stage("output_guard", guard_output, waits=True),
     Stage("output_validation", validate_output),  # may go back to invoke
@@ -93,6 +99,8 @@ class Router:
         ids: Callable[[], str] | None = None,
         *,
         chance: Callable[[], float] = random.random,
+        counts: Counts | None = None,
+        on_event: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Take what a router works with.
 
@@ -102,12 +110,14 @@ class Router:
             clock: the present time, UTC.
             ids: gives receipt ids that were never given before; by default 80 random bits in hex.
             chance: gives a number in [0, 1), for the jitter of retries.
+            counts: what was used of limits; by default this process's memory.
+            on_event: told, once a day each, which soft limits were passed.
         """
         self._current = current
         self._receipts = receipts
         self._clock = clock
         self._ids = ids or random_ids()
-        self._shared = Shared(TenantLimits(), RetryBudget(), chance)
+        self._shared = Shared(counts or MemoryCounts(), RetryBudget(), chance, SoftAlarms(on_event))
         self._tracer = telemetry.configured_tracer()
 
     async def answer(self, request: Request, identity: Identity) -> Answer:
@@ -190,7 +200,7 @@ class Router:
                 stage = STAGES[position]
                 stages.begin(stage.name)
                 back: Any = stage.run(run)
-                if stage.waits:
+                if stage.waits and back is not None:
                     back = await back
                 position = position + 1 if back is None else _POSITION[back]
             return True
@@ -205,7 +215,7 @@ class Router:
 
     def _conclude(self, run: Run) -> Outcome:
         outcome = conclude(run)
-        self._shared.limits.settle(run.request.tenant_id, outcome.receipt.cost.usd, run.time)
+        settle(run, outcome.receipt.usage, outcome.receipt.cost.usd)
         self._receipts.write(outcome.receipt)
         return outcome
 

@@ -16,7 +16,7 @@ from bundlectl.router.assemble import Compiled, CompiledProfile, CompiledTask
 from bundlectl.router.health import RetryBudget
 from bundlectl.router.identity import Identity
 from bundlectl.router.invocation import Invocation
-from bundlectl.router.limits import TenantLimits
+from bundlectl.router.limits import Counts, Granted, soft_reason
 from bundlectl.router.routing import CompiledRoute
 from bundlectl.stages.guards import Action
 from bundlectl.stages.output import OutputResult
@@ -36,10 +36,31 @@ class Refusal(Exception):
 class Shared:
     """What all requests of one router share, whatever the release."""
 
-    limits: TenantLimits
+    counts: Counts
     budget: RetryBudget
     chance: Callable[[], float]
     """Gives a number in [0, 1), for jitter."""
+
+    alarms: SoftAlarms
+
+
+class SoftAlarms:
+    """Tells of each soft limit once a day that it is passed."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._day = 0
+        self._told: set[str] = set()
+
+    def passed(self, granted: Granted) -> None:
+        """Tell of those that were passed."""
+        if granted.day != self._day:
+            self._day = granted.day
+            self._told.clear()
+        for need in granted.soft:
+            if need.subject not in self._told:
+                self._told.add(need.subject)
+                self._tell(f"{soft_reason([need])} is passed")
 
 
 def guard_record(side: Literal["input", "output"], action: Action, findings: dict[str, int]) -> GuardRecord:
@@ -84,6 +105,9 @@ class Run:
     route: CompiledRoute | None = None
     route_why: str = ""
     invocation: Invocation | None = None
+    granted: Granted | None = None
+    soft_limits: list[str] | None = None
+    retry_after: float | None = None
     reply: ModelReply | None = None
     checked: OutputResult | None = None
     output: Any = None

@@ -13,7 +13,7 @@
 408   the body was not there within ten seconds
 413   the body is larger than 1 MiB
 422   the request does not fit the contract (``fields``), or refused with ``input_blocked``
-429   refused with ``limited``
+429   refused with ``limited``; ``Retry-After`` says when it would pass, unless it never will
 431   the headers are larger than 32 KiB
 500   a defect
 503   nothing could answer (see the receipt's attempts), no release is loaded, or the keys that a token would be
@@ -46,6 +46,7 @@ from bundlectl.router.chat import ChatApi
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
+from bundlectl.router.limits import whole_seconds
 from bundlectl.router.openapi import openapi
 from bundlectl.router.router import Event, Router, error_body
 
@@ -187,7 +188,8 @@ class Server:
         if outcome.answer is None:
             await _send_json(send, outcome.status, error_body(outcome))
         else:
-            await _send(send, outcome.status, outcome.answer.model_dump_json(exclude_none=True).encode())
+            body = outcome.answer.model_dump_json(exclude_none=True).encode()
+            await _send(send, outcome.status, body, retry_after=outcome.retry_after)
 
     def _fetches(self, headers: list[tuple[bytes, bytes]]) -> list[Awaitable[None]]:
         """Give what to wait for before the caller can be told: an issuer's keys, at first and when they are new."""
@@ -394,7 +396,7 @@ async def _pump(one: _Judged, request: Request, send: Send) -> None:
     async with aclosing(one.served.router.stream(request, one.identity, one.compiled)) as events:
         async for event in events:
             if not started and event.outcome is not None:
-                await _send_json(send, event.outcome.status, event.data)
+                await _send_json(send, event.outcome.status, event.data, retry_after=event.outcome.retry_after)
                 return
             if not started:
                 started = True
@@ -413,12 +415,16 @@ def _sse(event: Event) -> bytes:
     return b"event: " + event.kind.encode() + b"\ndata: " + to_json(event.data) + b"\n\n"
 
 
-async def _send_json(send: Send, status: int, body: Any, *, close: bool = False) -> None:
-    await _send(send, status, to_json(body), close=close)
+async def _send_json(
+    send: Send, status: int, body: Any, *, close: bool = False, retry_after: float | None = None
+) -> None:
+    await _send(send, status, to_json(body), close=close, retry_after=retry_after)
 
 
-async def _send(send: Send, status: int, body: bytes, *, close: bool = False) -> None:
+async def _send(send: Send, status: int, body: bytes, *, close: bool = False, retry_after: float | None = None) -> None:
     headers = [_JSON, (b"content-length", str(len(body)).encode())]
+    if retry_after is not None:
+        headers.append((b"retry-after", str(whole_seconds(retry_after)).encode()))
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import subprocess
 import sys
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,16 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bundlectl.inference.provider import Passage
-from bundlectl.model.bindings import ApiKey, Limit
+from bundlectl.model.bindings import ApiKey
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.components import Between, Rule, When
 from bundlectl.model.contract import Citation
 from bundlectl.router.citations import cited
 from bundlectl.router.health import FAILURES, OPEN_SECONDS, Breaker, RetryBudget
 from bundlectl.router.identity import LOCAL, Identity, KnownIdentities, presented_key
-from bundlectl.router.limits import SWEEP, TenantLimits
 from bundlectl.router.routing import NoRoute, RouteTable
-from tests.support.answering import NOW, HandIndex, chunk, contract, setting
+from tests.support.answering import HandIndex, chunk, contract, setting
 from tests.support.fake_models import Fail, Raw, Say, fake_models
 
 
@@ -106,21 +104,6 @@ def test_the_retry_budget_is_a_tenth_of_the_attempts() -> None:
         budget.earn()
         granted += budget.spend()
     assert 95 <= granted <= 101
-
-
-def test_limits_refill_and_forget_and_start_again_each_day() -> None:
-    limits, rules = TenantLimits(), {"default": Limit(requests_per_minute=60), "rich": Limit(usd_per_day=1.0)}
-    assert [limits.take("a", rules, 0.0, NOW) for _ in range(60)] == [None] * 60
-    assert "60 requests per minute" in (limits.take("a", rules, 0.5, NOW) or "")
-    assert limits.take("a", rules, 1.6, NOW) is None
-    assert limits.take("b", rules, 1.6, NOW) is None
-    for n in range(SWEEP + 10):
-        limits.take(f"t{n}", rules, 100.0 + n, NOW)
-    assert len(limits._buckets) < SWEEP
-    limits.settle("rich", 1.5, NOW)
-    limits.settle("rich", None, NOW)
-    assert limits.take("rich", rules, 0.0, NOW) is not None
-    assert limits.take("rich", rules, 0.0, NOW + timedelta(days=1)) is None
 
 
 def test_identities() -> None:

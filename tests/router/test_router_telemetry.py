@@ -75,10 +75,10 @@ async def test_a_span_for_the_request_and_each_stage(monkeypatch: pytest.MonkeyP
         failed = recorder.spans
     assert [span.name for span in whole] == [
         "bundlectl.identity", "bundlectl.limits", "bundlectl.access", "apply_guardrail", "retrieval",
-        "bundlectl.packing", "bundlectl.prompt", "bundlectl.route", "chat", "apply_guardrail",
+        "bundlectl.packing", "bundlectl.prompt", "bundlectl.route", "bundlectl.budget", "chat", "apply_guardrail",
         "bundlectl.output_validation", "bundlectl.request",
     ]  # fmt: skip
-    chat = whole[8].attributes
+    chat = whole[9].attributes
     assert chat["gen_ai.operation.name"] == "chat" and chat["gen_ai.usage.input_tokens"] == 100
     assert whole[-1].attributes["bundlectl.status"] == 200
     assert [span.name for span in streamed][-2:] == ["chat", "bundlectl.request"]
