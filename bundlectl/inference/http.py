@@ -7,7 +7,6 @@ errors reach receipts.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import re
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import aiohttp
 from pydantic_core import from_json, to_json
 
+from bundlectl.inference.deadlines import Deadline
 from bundlectl.inference.provider import ErrorKind, ProviderError
 
 MAX_REPLY = 4 * 1024 * 1024
@@ -77,7 +77,7 @@ def as_payload(data: bytes) -> bytes | io.BytesIO:
 class failures:  # noqa: N801
     """Turn the HTTP client's failures into ProviderErrors, in ``with failures(what)``; ``what`` names the model.
 
-    A class, as :class:`deadline` is: as generators the two cost a call more than half of what its HTTP does.
+    A class, as :class:`deadline` is: as generators the two cost half as much as the HTTP between them.
     """
 
     __slots__ = ("_what",)
@@ -99,43 +99,21 @@ class failures:  # noqa: N801
             raise ProviderError("unavailable", f"{self._what} cannot be reached.", why=why) from error
 
 
-class deadline:  # noqa: N801
-    """Turn a passed deadline into a ProviderError of kind ``timeout``, in ``async with deadline(at, what, which)``.
+class deadline(Deadline):  # noqa: N801
+    """Turn a passed deadline into a ProviderError of kind ``timeout``, in ``async with deadline(at, what, which)``."""
 
-    What :func:`asyncio.timeout_at` does, at a third of its price. No generator may yield inside of it: the deadline
-    would strike the code that consumes the generator.
-    """
-
-    __slots__ = ("_at", "_cancelling", "_handle", "_struck", "_task", "_what", "_which")
-    _handle: asyncio.TimerHandle
-    _task: asyncio.Task[Any]
-    _cancelling: int
+    __slots__ = ("_what", "_which")
 
     def __init__(self, at: float, what: str, which: str) -> None:
         """Take the time on the loop's clock, the model's name for the error, and what is waited for."""
-        self._at = at
+        super().__init__(at)
         self._what = what
         self._which = which
-        self._struck = False
 
-    async def __aenter__(self) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a deadline is for a task")
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._handle = task.get_loop().call_at(self._at, self._strike)
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._handle.cancel()
-        # As asyncio's own: a cancellation by anyone else is not ours to swallow.
-        if self._struck and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            why = f"no {self._which} in time"
-            raise ProviderError("timeout", f"{self._what}: {why}.", why=why) from error
-
-    def _strike(self) -> None:
-        self._struck = True
-        self._task.cancel()
+    def late(self) -> Exception:
+        """Say what was not there in time."""
+        why = f"no {self._which} in time"
+        return ProviderError("timeout", f"{self._what}: {why}.", why=why)
 
 
 async def read_json(response: aiohttp.ClientResponse, what: str) -> Any:

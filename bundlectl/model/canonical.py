@@ -47,10 +47,11 @@ def parse_json(data: bytes, *, what: str) -> Any:
         VerificationFailed: the bytes are not such JSON.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = _STRICT.decode(data.decode("utf-8"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise VerificationFailed(f"{what} is not valid JSON.", why=str(error)) from error
-    _check_depth(value, what)
+    if data.count(b"{") + data.count(b"[") > MAX_DEPTH:
+        _check_depth(value, what)
     return value
 
 
@@ -67,6 +68,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _check_depth(value: Any, what: str) -> None:

@@ -101,7 +101,7 @@ def _receipt(
         apiVersion="bundlectl/v1",
         kind="Receipt",
         id=run.id,
-        time=run.time.astimezone(UTC).replace(microsecond=0),
+        time=(run.time if run.time.tzinfo is UTC else run.time.astimezone(UTC)).replace(microsecond=0),
         identity=run.identity.name,
         task=request.task,
         tenant=request.tenant_id,

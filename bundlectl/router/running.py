@@ -88,25 +88,27 @@ class Stages:
     def begin(self, name: str) -> None:
         """End the stage before and begin another."""
         now = time.perf_counter()
-        if self._name:
-            self._end(now, None)
-        self._run.failed_stage = self._name = name
+        run, last = self._run, self._name
+        if last:
+            run.stages[last] = run.stages.get(last, 0.0) + now - self._began
+        run.failed_stage = self._name = name
         self._began = now
         if self._tracer is not None:
-            self._span = telemetry.stage_span(self._tracer, name, self._run)
+            self._leave_span(None)
+            self._span = telemetry.stage_span(self._tracer, name, run)
             self._span.__enter__()
 
-    def _end(self, now: float, error: BaseException | None) -> None:
-        taken = self._run.stages
-        taken[self._name] = taken.get(self._name, 0.0) + now - self._began
+    def _leave_span(self, error: BaseException | None) -> None:
         if self._span is not None:
-            self._span.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+            span, self._span = self._span, None
+            span.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         run = self._run
         if self._name:
+            run.stages[self._name] = run.stages.get(self._name, 0.0) + time.perf_counter() - self._began
             # A refusal is no error of its span.
-            self._end(time.perf_counter(), None if isinstance(error, Refusal) else error)
+            self._leave_span(None if isinstance(error, Refusal) else error)
         if isinstance(error, Refusal):
             run.refused = error.refused
             return True

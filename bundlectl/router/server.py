@@ -38,6 +38,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from bundlectl.inference.deadlines import Deadline
 from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Request
 from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
@@ -171,13 +172,15 @@ class Server:
         local = _arrived_locally(scope) and _named_locally(headers)
         for fetch in self._fetches(headers):
             await fetch
-        self._known(headers, local=local)  # before anything of the body is held for a stranger
+        known = self._known(headers, local=local)  # before anything of the body is held for a stranger
         body = await _read(headers, receive, self._body_seconds)
         if body is None:
             return
         request = _contract(body)
-        # Judged again: while the body came, a release may have come that knows the caller no longer.
-        one = _choose(request, self._known(headers, local=local), _header(headers, b"x-app"))
+        if any(one.served.loaded() is not one.compiled for one in known):
+            # While the body came a release did, which may know the caller no longer.
+            known = self._known(headers, local=local)
+        one = _choose(request, known, _header(headers, b"x-app"))
         try:
             if b"text/event-stream" in (_header(headers, b"accept") or b""):
                 await _stream(one, request, receive, send)
@@ -188,7 +191,8 @@ class Server:
         if outcome.answer is None:
             await _send_json(send, outcome.status, error_body(outcome))
         else:
-            body = outcome.answer.model_dump_json(exclude_none=True).encode()
+            answer = outcome.answer
+            body = answer.__pydantic_serializer__.to_json(answer, exclude_none=True)
             await _send(send, outcome.status, body, retry_after=outcome.retry_after)
 
     def _fetches(self, headers: list[tuple[bytes, bytes]]) -> list[Awaitable[None]]:
@@ -319,8 +323,11 @@ def _arrived_locally(scope: Scope) -> bool:
 def _named_locally(headers: list[tuple[bytes, bytes]]) -> bool:
     """Say whether the caller itself named this machine: a web page that rebinds its own name to it did not."""
     host = _header(headers, b"host")
-    if host is None:
-        return True
+    return host is None or _is_this_machine(host)
+
+
+@lru_cache(maxsize=64)
+def _is_this_machine(host: bytes) -> bool:
     name = host.decode("latin-1").strip()
     if name.startswith("["):
         name, closed, _ = name[1:].partition("]")
@@ -329,7 +336,10 @@ def _named_locally(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
-    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADERS:
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+    if size > MAX_HEADERS:
         raise http_error(
             431, "headers_too_large", f"The headers are larger than {MAX_HEADERS} bytes.", fix="Send less."
         )
@@ -343,7 +353,7 @@ async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: flo
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(limit):
+        async with Deadline(asyncio.get_running_loop().time() + limit):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -432,7 +442,10 @@ async def _send(send: Send, status: int, body: bytes, *, close: bool = False, re
 
 
 def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
 
 
 def _error(error: BundlectlError) -> dict[str, Any]:

@@ -126,14 +126,12 @@ class CompiledGuard:
         """Inspect one text. Never raises: what cannot be inspected is blocked."""
         if len(text) > self._max_chars:
             return GuardOutcome("", "block", {TOO_LONG: 1})
-        found = self._find(text) if self._detectors else []
-        if found == []:
+        if not self._detectors or (text.isascii() and self._hits(text) == []):  # nothing folds in ASCII
             return GuardOutcome(text, "pass")
         counts: Counter[str] = Counter()
         action: Action = "pass"
         for round_ in range(_ROUNDS):
-            if round_:
-                found = self._find(text)
+            found = self._find(text)
             if found is None:
                 return GuardOutcome("", "block", {**counts, BROKEN: 1})
             redactions = []
