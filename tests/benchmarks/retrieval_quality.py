@@ -98,17 +98,22 @@ class Corpus:
         return [gain / ideal, float(any(good[:6])), found / len(question.targets)]
 
 
+def answers(name: str) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Give the questions of a corpus of chunking_evaluation, each with the characters that answer it."""
+    with (DATA / "questions_df.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["corpus_id"] == name:
+                yield row["question"], [(one["start_index"], one["end_index"]) for one in json.loads(row["references"])]
+
+
 def spans(name: str) -> Corpus:
     """Load a corpus of chunking_evaluation. Its text is taken as it is: the spans count its characters."""
     text = (DATA / f"{name}.md").read_bytes().decode()
     parsed = Parsed(text, cut_at(text, []), None, FrontMatter(body=0))
     questions = []
-    with (DATA / "questions_df.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["corpus_id"] == name:
-                answers = [(one["start_index"], one["end_index"]) for one in json.loads(row["references"])]
-                targets = [lambda chunk, a=a, b=b: chunk.start < b and a < chunk.end for a, b in answers]
-                questions.append(Question(row["question"], targets))
+    for question, places in answers(name):
+        targets = [lambda chunk, a=a, b=b: chunk.start < b and a < chunk.end for a, b in places]
+        questions.append(Question(question, targets))
     return Corpus(name, name in HELD_OUT, [make_document(f"{name}.txt", parsed, ACL)], questions)
 
 

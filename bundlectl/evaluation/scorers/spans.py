@@ -71,7 +71,7 @@ def span_iou(found: Overlap) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class Piece:
     """Retrieved characters ``start`` to ``end`` of a document's version; ``text`` where it is known."""
 
     document: str
@@ -113,14 +113,14 @@ class SpanScorer:
             f"{found.both:,} characters of {found.expected:,} expected and {found.retrieved:,} retrieved",
         )
 
-    def _pieces(self, sample: Sample) -> list[_Piece]:
+    def _pieces(self, sample: Sample) -> list[Piece]:
         if self.options.packed:
             found = [(p.document, p.version, p.start, p.end, p.text) for p in sample.passages]
         else:
             chunks = ranking(sample.receipt.retrieval.chunks if sample.receipt.retrieval else [])[: self.k]
             found = [(c.document, c.version, c.start, c.end, None) for c in chunks]
         pieces = [
-            _Piece(document, version, start, end, text)
+            Piece(document, version, start, end, text)
             for document, version, start, end, text in found
             if start is not None and end is not None
         ]
@@ -129,7 +129,7 @@ class SpanScorer:
         return pieces
 
 
-def overlap(spans: Sequence[ExpectedSpan], pieces: Sequence[_Piece]) -> Overlap:
+def overlap(spans: Sequence[ExpectedSpan], pieces: Sequence[Piece]) -> Overlap:
     """Count the characters of the spans, of the pieces, and of both.
 
     Raises:
@@ -177,7 +177,7 @@ def length(intervals: Iterable[Interval]) -> int:
 # ---------------------------------------------------------------- where a span stands
 
 
-def _placed(span: ExpectedSpan, pieces: Sequence[_Piece]) -> tuple[list[Interval], int]:
+def _placed(span: ExpectedSpan, pieces: Sequence[Piece]) -> tuple[list[Interval], int]:
     """Give where a span stands in its document, and how many characters of it were not found anywhere."""
     if span.start is not None and span.end is not None:
         _check_version(span, span.start, span.end, pieces)
@@ -227,7 +227,7 @@ def _spaced(text: str) -> tuple[str, list[int]]:
     return "".join(characters), offsets
 
 
-def _check_version(span: ExpectedSpan, start: int, end: int, pieces: Sequence[_Piece]) -> None:
+def _check_version(span: ExpectedSpan, start: int, end: int, pieces: Sequence[Piece]) -> None:
     moved = _Unclear(f"{span.document} is not as it was when its span was written down")
     if span.version is not None and any(piece.version not in (None, span.version) for piece in pieces):
         raise moved
