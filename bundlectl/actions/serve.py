@@ -18,6 +18,7 @@ from bundlectl.actions.opening import read_pin
 from bundlectl.actions.routing import input_key, receipts_folder
 from bundlectl.inference.embeddings import open_embedder
 from bundlectl.inference.http import open_session
+from bundlectl.inference.presidio import PresidioProcesses
 from bundlectl.model.errors import UsageError
 from bundlectl.model.reference import EnvironmentReference, parse_environment
 from bundlectl.model.types import format_time
@@ -108,9 +109,10 @@ async def follow(
     pin = read_pin(ctx)
     session = open_session()
     stack.push_async_callback(session.close)
+    presidio = await stack.enter_async_context(PresidioProcesses())
     key_sets = KeySets(session, ctx.reporter.warn)
     stack.push_async_callback(key_sets.close)
-    return [await _follow(ctx, registry, pin, ref, session, key_sets, poll, stack) for ref in refs]
+    return [await _follow(ctx, registry, pin, ref, session, presidio, key_sets, poll, stack) for ref in refs]
 
 
 async def _follow(
@@ -119,6 +121,7 @@ async def _follow(
     pin: str,
     ref: EnvironmentReference,
     session: aiohttp.ClientSession,
+    presidio: PresidioProcesses,
     key_sets: KeySets,
     poll: float,
     stack: AsyncExitStack,
@@ -142,6 +145,7 @@ async def _follow(
         environ=ctx.environ,
         input_key=input_key(ctx),
         key_sets=key_sets,
+        presidio=presidio,
     )
 
     async def prepare(verified: VerifiedBundle) -> Compiled:

@@ -43,7 +43,7 @@ from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Request
 from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
 from bundlectl.router.assemble import Compiled
-from bundlectl.router.chat import ChatApi
+from bundlectl.router.chat import ChatApi, openapi_paths
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
@@ -138,7 +138,9 @@ class Server:
         """Take what is served, how many seconds a body may take from its head to its last byte, and the batch API."""
         self._served = list(served)
         self._body_seconds = body_seconds
-        self._document = batches.described(openapi()) if batches is not None else openapi()
+        document = openapi()
+        document["paths"] |= openapi_paths()
+        self._document = batches.described(document) if batches is not None else document
         self._other = Starlette(
             routes=[
                 Route("/v1/releases", self._releases),
