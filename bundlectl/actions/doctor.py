@@ -7,6 +7,7 @@ import shutil
 import stat
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.opening import pin_file, read_pin
@@ -21,6 +22,8 @@ from bundlectl.trust.check import Check, verdict_of
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.signers import IdentitySigner
 
+Writer = Role | Literal["copier"]
+"""Who writes to a bucket: those whom the keyring knows, and who only carries what others signed."""
 KEYRING_SOON = timedelta(days=30)
 LEFTOVER_SECONDS = 3600
 """A temporary file older than this is nobody's any more."""
@@ -35,7 +38,7 @@ class Examined(Strict):
     checks: list[PlannedCheck]
 
 
-def examine(ctx: Context, *, role: Role | None = None, app: str | None = None, env: str | None = None) -> Examined:
+def examine(ctx: Context, *, role: Writer | None = None, app: str | None = None, env: str | None = None) -> Examined:
     """Examine a registry; nothing is changed.
 
     Args:
@@ -64,17 +67,18 @@ def examine(ctx: Context, *, role: Role | None = None, app: str | None = None, e
     return Examined(registry=ctx.registry_url, verdict=verdict_of(checks), checks=planned_checks(checks))
 
 
-def role_of(name: str | None) -> Role | None:
+def role_of(name: str | None) -> Writer | None:
     """Read a role's name.
 
     Raises:
         UsageError: it is none.
     """
-    for role in ROLES:
+    writers: tuple[Writer, ...] = (*ROLES, "copier")
+    for role in writers:
         if role == name:
             return role
     if name is not None:
-        raise UsageError(f"{name!r} is no role.", fix=f"Use one of {', '.join(ROLES)}.")
+        raise UsageError(f"{name!r} is no role.", fix=f"Use one of {', '.join(writers)}.")
     return None
 
 

@@ -9,9 +9,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from bundlectl.actions.context import Context
+from bundlectl.actions.doctor import Writer
 from bundlectl.actions.opening import read_pin
 from bundlectl.model.errors import BackendUnavailable, UsageError
-from bundlectl.model.keyring import Role
 from bundlectl.registry import layout
 from bundlectl.storage.aws import (
     DEADLINE_SECONDS,
@@ -33,7 +33,7 @@ _BOGUS = '"bundlectl-doctor"'
 """No object has this ETag."""
 
 
-def examine_bucket(ctx: Context, *, role: Role | None, app: str | None, env: str | None) -> list[Check]:
+def examine_bucket(ctx: Context, *, role: Writer | None, app: str | None, env: str | None) -> list[Check]:
     """Examine a registry in S3.
 
     Raises:
@@ -159,7 +159,7 @@ class _Looks:
                 found.append(Check(name, "pass", "allowed"))
         return found
 
-    def writing(self, role: Role, app: str | None, env: str | None) -> list[Check]:
+    def writing(self, role: Writer, app: str | None, env: str | None) -> list[Check]:
         """Try what a role writes, in ways that cannot succeed: 412 says that it was allowed."""
         if app is None or (role in ("promoter", "renewer") and env is None):
             raise UsageError(f"Which {role}?", fix="Name it: --app APP, and --env ENV for a promoter or renewer.")
@@ -171,11 +171,12 @@ class _Looks:
             "builder": layout.packs_prefix(app),
             "evaluator": layout.app_prefix(app) + "blobs/",
             "approver": layout.app_prefix(app) + "referrers/",
+            "copier": layout.app_prefix(app) + "referrers/",
         }
         if role not in under:
             return [Check(f"write as {role}", "inconclusive", "deleting is not tried")]
         page = self._ask(lambda: self._s3.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + under[role]))
-        kind = "/approval/" if role == "approver" else ""
+        kind = {"approver": "/approval/", "copier": "/release/"}.get(role, "")
         keys = [one["Key"].removeprefix(self._prefix) for one in page.get("Contents", []) if kind in one["Key"]]
         if not keys:
             why = f"nothing is stored under {under[role]} that it could be tried on"

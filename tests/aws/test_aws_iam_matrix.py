@@ -29,14 +29,21 @@ import pytest
 from botocore.exceptions import ClientError
 
 from bundlectl.actions.context import Context
+from bundlectl.actions.copying import copy
 from bundlectl.actions.creating import Wanted, registry_create
+from bundlectl.actions.promote import promote
+from bundlectl.model.errors import BackendUnavailable
+from bundlectl.model.keyring import Gate
 from bundlectl.registry import layout
 from bundlectl.registry.witness import locator_name, witness_name
 from bundlectl.storage.aws import open_client
 from bundlectl.storage.stacks import Stacks
+from bundlectl.storage.store import open_store
 from tests.support import ceph
 from tests.support.aws import REGION, stand_in
+from tests.support.ceremony import Ceremony
 from tests.support.iam import allowed
+from tests.support.world import entry
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "iam.md"
 APP, OTHER, ENV = "support", "sales", "prod"
@@ -357,6 +364,56 @@ def tried(clients: Mapping[str, Any], deployed: Deployed, cell: Cell, signing_ke
             return False
         assert code in ("NoSuchKey", "PreconditionFailed", "MalformedPolicy"), code
     return True
+
+
+def test_a_copier_copies_and_releases_nothing(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verb itself, with signed calls, as each role: what ``copy`` writes is what the copier may write."""
+    aws = stand_in("moto")
+    bucket = aws.bucket("copied")
+    for key, value in aws.environ.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    source = Ceremony(tmp_path / "source", gates={ENV: Gate()})
+    target = Ceremony(tmp_path / "target", gates={ENV: Gate()}, principals={"person": entry("person")})
+    bundle = source.world.bundle("v1")
+    source.world.promote(ENV, bundle)
+    there = open_store(f"s3://{bucket}/team")
+    for name in target.world.store.list(""):
+        there.create(name, target.world.store.get(name).data)
+    monkeypatch.chdir(tmp_path)
+    iam = aws.client("iam")
+    keys = {}
+    for role in ("builder", "copier"):
+        user = f"{deployed.name}-{role}-copies"
+        iam.create_user(UserName=user)
+        # The permission to list has a condition, which moto does not know.
+        lists = {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{deployed.bucket}"}
+        document = for_moto([*deployed.policies[role], lists]).replace(deployed.bucket, bucket)
+        iam.put_user_policy(UserName=user, PolicyName="p", PolicyDocument=document)
+        made = iam.create_access_key(UserName=user)["AccessKey"]
+        keys[role] = (made["AccessKeyId"], made["SecretAccessKey"])
+
+    def context() -> Context:
+        pinned = {"BUNDLECTL_PIN": target.world.pin}
+        return target.context(registry_url=f"s3://{bucket}/team", environ=pinned, signer="promoter")
+
+    def become(role: str) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys[role][0])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys[role][1])
+
+    reference = f"{APP}@{bundle.digest}"
+    with moto_iam(aws.url):
+        become("builder")
+        with pytest.raises(BackendUnavailable, match="does not permit s3:PutObject"):
+            copy(source.context(), context(), reference)
+        become("copier")
+        done = copy(source.context(), context(), reference)
+        assert (done.attestations, len(done.releases)) == (3, 1)
+        with pytest.raises(BackendUnavailable, match="does not permit s3:PutObject"):
+            promote(context(), reference, environment=ENV, reason="in a test")
 
 
 # ---------------------------------------------------------------- Ceph
