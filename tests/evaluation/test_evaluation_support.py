@@ -12,7 +12,10 @@ from bundlectl.actions.context import Context
 from bundlectl.actions.evaluate import evaluate
 from bundlectl.actions.index import index_build
 from bundlectl.actions.keyring import keyring_init
+from bundlectl.bundling.documents import load_document
 from bundlectl.evaluation.suite import read_suite
+from bundlectl.model.documents import IndexSource
+from bundlectl.retrieval.documents import read_documents
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +30,16 @@ def test_the_suite_reads_and_demands_what_it_should() -> None:
     heldout = sum(case.split == "heldout" for case in loaded.cases) / len(loaded.cases)
     assert 0.3 <= heldout <= 0.4
     assert any(case.expected.forbidden_documents for case in loaded.cases)
+
+
+def test_what_the_suite_quotes_stands_in_the_documents() -> None:
+    file = ROOT / "bundles" / "support" / "indexes" / "support_docs.yaml"
+    documents = {one.key: " ".join(one.text.split()) for one in read_documents(load_document(file, IndexSource), file)}
+    cases = [case for case in read_suite(ROOT / "evals" / "support.yaml").cases if case.expected.spans]
+    assert len(cases) >= 10
+    for case in cases:
+        for span in case.expected.spans or []:
+            assert span.text is not None and " ".join(span.text.split()) in documents[span.document], case.id
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ MAX_BYTES = 256 * 1024
 DEFAULT_FUNCTION = "score"
 METHOD = "score"
 
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
 
 class OwnOptions(Strict):
     """Which code scores, and how it is run.
@@ -135,10 +137,12 @@ def _problem(tree: ast.Module, name: str, *, is_class: bool, shown: str) -> Prob
     if isinstance(node, ast.AsyncFunctionDef):
         return _no_async(shown, node)
     if not isinstance(node, ast.ClassDef):
-        return Problem(shown, node.lineno, f"{name!r} is no class") if is_class and _is_function(node) else None
+        return (
+            Problem(shown, node.lineno, f"{name!r} is no class") if is_class and isinstance(node, _FUNCTIONS) else None
+        )
     if not is_class:
         return Problem(shown, node.lineno, f"{name!r} is a class", f"options: {{class: {name}}}")
-    method = next((one for one in node.body if _is_function(one) and one.name == METHOD), None)
+    method = next((one for one in node.body if isinstance(one, _FUNCTIONS) and one.name == METHOD), None)
     if isinstance(method, ast.AsyncFunctionDef):
         return _no_async(shown, method)
     if method is None and not node.bases:
@@ -153,14 +157,10 @@ def _no_async(shown: str, node: ast.AsyncFunctionDef) -> Problem:
     return Problem(shown, node.lineno, f"{node.name!r} is async, and scorers are called plainly", right)
 
 
-def _is_function(node: ast.stmt) -> Any:
-    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-
-
 def _bound(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
     """Give the names that a module binds at its top level, with the statement that does."""
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
             yield node.name, node
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             yield from ((alias.asname or alias.name, node) for alias in node.names)

@@ -45,6 +45,7 @@ def main() -> None:
 
 
 def _load(loading: dict[str, Any]) -> Callable[[Sample], Any]:
+    found: Any
     if loading["source"] is not None:
         shown = loading["shown"]
         linecache.cache[shown] = (len(loading["source"]), None, loading["source"].splitlines(True), shown)
@@ -58,7 +59,8 @@ def _load(loading: dict[str, Any]) -> Callable[[Sample], Any]:
             found = getattr(found, part, None) if part else found
     settings = loading["settings"]
     if inspect.isclass(found):
-        found = getattr(found(settings) if settings else found(), "score", None)
+        make: Callable[..., Any] = found
+        found = getattr(make(settings) if settings else make(), "score", None)
         settings = None
     if not callable(found):
         raise _NoScorer(f"{loading['name']} is no function, and no class with a method score")

@@ -114,6 +114,7 @@ class SpanScorer:
         )
 
     def _pieces(self, sample: Sample) -> list[Piece]:
+        found: list[tuple[str, str | None, int | None, int | None, str | None]]
         if self.options.packed:
             found = [(p.document, p.version, p.start, p.end, p.text) for p in sample.passages]
         else:
