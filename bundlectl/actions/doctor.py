@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from bundlectl.model.verdict import Verdict
 from bundlectl.resolver.keyrings import open_trust
 from bundlectl.storage.files import TEMPORARY_PREFIX
 from bundlectl.trust.check import Check, verdict_of
+from bundlectl.trust.instances import vouches
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.signers import IdentitySigner
 
@@ -100,7 +102,23 @@ def _trust(ctx: Context) -> tuple[list[Check], VerifiedKeyring | None]:
         when = "expired" if keyring.expired(ctx.clock()) else "expires"
         fix = "" if verdict == "pass" else "Root signs the next version: bundlectl keyring --help"
         found.append(Check("keyring expiry", verdict, f"it {when} {format_time(expires)}", fix))
-    return found, keyring
+    return found + _identities(keyring), keyring
+
+
+def _identities(keyring: VerifiedKeyring) -> list[Check]:
+    """Look whether what identities sign can be judged on this machine; nothing where the keyring names none."""
+    named = {name: entry.oidc for name, entry in keyring.document.principals.items() if entry.oidc is not None}
+    if not named:
+        return []
+    if find_spec("sigstore") is None:
+        why, fix = "the extra 'sigstore' is not installed here", "pip install 'bundlectl[sigstore]'"
+        return [Check("identities", "fail", why, fix)]
+    strange = sorted({oidc.issuer for oidc in named.values() if vouches(keyring.sigstore, oidc.issuer) is None})
+    if strange:
+        fix = f"bundlectl keyring trust-root NAME FILE --issuer {strange[0]}"
+        return [Check("identities", "fail", f"no Sigstore instance vouches for {', '.join(strange)}", fix)]
+    instances = ", ".join(one.name for one in keyring.sigstore)
+    return [Check("identities", "pass", f"{len(named)} of them, vouched for by {instances}")]
 
 
 def _signer(ctx: Context, keyring: VerifiedKeyring) -> Check:

@@ -29,8 +29,11 @@ def _one_spelling(text: str) -> str:
     return text
 
 
-Base64 = Annotated[str, Field(max_length=64 * 1024), AfterValidator(_one_spelling)]
+Base64 = Annotated[str, Field(max_length=32 * 1024), AfterValidator(_one_spelling)]
 """Standard base64 of at least one byte."""
+
+Hash = Annotated[str, Field(max_length=64), AfterValidator(_one_spelling)]
+"""Standard base64 of a digest."""
 
 Count = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,18})$")]
 """A whole number as protobuf's JSON writes 64 bits: in a string."""
@@ -45,7 +48,7 @@ class RawBytes(Strict):
 class LogId(Strict):
     """A log: the digest of its public key."""
 
-    keyId: Base64
+    keyId: Hash
 
 
 class KindVersion(Strict):
@@ -71,9 +74,9 @@ class InclusionProof(Strict):
     """The path from the entry to the checkpoint's root (RFC 6962)."""
 
     logIndex: Count
-    rootHash: Base64
+    rootHash: Hash
     treeSize: Count
-    hashes: Annotated[list[Base64], Field(max_length=64)] = []
+    hashes: Annotated[list[Hash], Field(max_length=64)] = []
     checkpoint: Checkpoint
 
 

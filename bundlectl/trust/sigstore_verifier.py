@@ -65,9 +65,9 @@ class _Exactly:
             raise VerificationError("the certificate names somebody else")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def judge(root: bytes, material: bytes, signature: bytes, digest: bytes, issuer: str, subject: str) -> str | None:
-    """Say why a signature is not the identity's; None when it is.
+    """Say why a signature is not the identity's; None when it is. What it depends on is what it is given.
 
     Args:
         root: the trusted root, as JSON.

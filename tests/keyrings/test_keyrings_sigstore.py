@@ -18,6 +18,7 @@ from bundlectl.actions import succession
 from bundlectl.actions.attest import approve
 from bundlectl.actions.build import build
 from bundlectl.actions.context import Context
+from bundlectl.actions.doctor import examine
 from bundlectl.actions.evaluate import evaluate
 from bundlectl.actions.keyring import keyring_show
 from bundlectl.actions.opening import open_trust
@@ -285,6 +286,22 @@ def test_head_without_certificate_and_log_entry(released: Team, tmp_path: Path, 
     team.work.head("prod").write_text(json.dumps(head, separators=(",", ":"), sort_keys=True))
     with pytest.raises(VerificationFailed):
         verify(team.context(), f"{APP}:prod")
+
+
+def test_the_doctor_looks_at_identities(released: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    team = copy(released, tmp_path)
+
+    def seen(ctx: Context) -> dict[str, tuple[str, str]]:
+        return {check.name: (check.verdict, check.why) for check in examine(ctx).checks}
+
+    assert seen(team.context("builder"))["identities"] == ("pass", "5 of them, vouched for by own")
+    assert seen(team.context("builder"))["signer"] == ("pass", "oidc-builder, active: builder")
+    stranger = Oidc(issuer=GITHUB, subject=workflow("other"))
+    assert seen(team.context(who=stranger))["signer"][0] == "fail"
+    trust_root(team.context(), "own", remove=True)
+    assert seen(team.context())["identities"][0] == "fail"
+    monkeypatch.setattr("bundlectl.actions.doctor.find_spec", lambda name: None)
+    assert "not installed" in seen(team.context())["identities"][1]
 
 
 WITHOUT = """

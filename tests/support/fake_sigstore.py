@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jwt
 from cryptography import x509
@@ -63,13 +63,25 @@ class Authority:
 
     def __init__(self) -> None:
         self.root_key, self.key = new_key(), new_key()
-        self.root = _ca("sigstore-test", self.root_key, "sigstore-test", self.root_key, None)
-        self.intermediate = _ca("sigstore-test-intermediate", self.key, "sigstore-test", self.root_key, 0)
+        self.root = certificate_authority("sigstore-test", self.root_key, "sigstore-test", self.root_key, None)
+        self.intermediate = certificate_authority(
+            "sigstore-test-intermediate", self.key, "sigstore-test", self.root_key, 0
+        )
 
     @property
     def chain(self) -> list[x509.Certificate]:
         """Intermediate, root."""
         return [self.intermediate, self.root]
+
+
+class Stamps(Protocol):
+    """A timestamp authority: see ``fake_timestamps.py``."""
+
+    def answer(self, query: bytes) -> bytes:
+        """Answer a query of RFC 3161."""
+
+    def trusted(self, url: str) -> dict[str, Any]:
+        """Give its entry of a trusted root."""
 
 
 @dataclass
@@ -86,6 +98,7 @@ class FakeSigstore:
     refuse: int = 0
     stall: float = 0
     two_names: str = ""
+    stamps: Stamps | None = None
     entries: list[bytes] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)
     url: str = ""
@@ -121,7 +134,7 @@ class FakeSigstore:
                 }
             ],
             "ctlogs": [_log(f"{self.url}/ct", self.ct)],
-            "timestampAuthorities": [],
+            "timestampAuthorities": [self.stamps.trusted(self.url)] if self.stamps else [],
         }
 
     def config(self, folder: Path) -> Path:
@@ -134,7 +147,8 @@ class FakeSigstore:
             "oidcUrls": [],
             "rekorTlogUrls": [service],
             "rekorTlogConfig": {"selector": "ANY"},
-            "tsaUrls": [],
+            "tsaUrls": [{**service, "url": f"{self.url}/tsa"}] if self.stamps else [],
+            "tsaConfig": {"selector": "ANY"},
         }
         document = {
             "mediaType": "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json",
@@ -158,7 +172,7 @@ class FakeSigstore:
             .serial_number(x509.random_serial_number())
             .not_valid_before(start)
             .not_valid_after(start + self.lifetime)
-            .add_extension(_usage(digital_signature=True), critical=True)
+            .add_extension(key_usage(digital_signature=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)  # type: ignore[arg-type]
             .add_extension(
@@ -245,11 +259,14 @@ def fake_sigstore(instance: FakeSigstore | None = None) -> Iterator[FakeSigstore
             return self._answer(200, {"value": base64.urlsafe_b64decode(path.removeprefix("/token/")).decode()})
 
         def do_POST(self) -> None:
-            data = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
             sigstore.asked[self.path] = sigstore.asked.get(self.path, 0) + 1
             time.sleep(sigstore.stall)
             if sigstore.refuse:
                 return self._answer(sigstore.refuse, {"code": sigstore.refuse, "message": "not today"})
+            if self.path == "/tsa" and sigstore.stamps is not None:
+                return self._send(200, sigstore.stamps.answer(sent), "application/timestamp-reply")
+            data = json.loads(sent)
             if self.path == "/api/v2/signingCert":
                 token = self.headers["Authorization"].removeprefix("Bearer ")
                 request = x509.load_pem_x509_csr(base64.b64decode(data["certificateSigningRequest"]))
@@ -266,9 +283,11 @@ def fake_sigstore(instance: FakeSigstore | None = None) -> Iterator[FakeSigstore
             return self._answer(404, {"code": 404, "message": self.path})
 
         def _answer(self, status: int, value: dict[str, Any]) -> None:
-            body = json.dumps(value).encode()
+            self._send(status, json.dumps(value).encode(), "application/json")
+
+        def _send(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -287,31 +306,31 @@ def fake_sigstore(instance: FakeSigstore | None = None) -> Iterator[FakeSigstore
         server.server_close()
 
 
-def _ca(
+def certificate_authority(
     name: str, key: ec.EllipticCurvePrivateKey, by: str, signer: ec.EllipticCurvePrivateKey, depth: int | None
 ) -> x509.Certificate:
     start = datetime.now(UTC) - timedelta(days=365)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(_called(name))
-        .issuer_name(_called(by))
+        .subject_name(named(name))
+        .issuer_name(named(by))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(start + timedelta(days=3650))
         .add_extension(x509.BasicConstraints(ca=True, path_length=depth), critical=True)
-        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     return builder.sign(signer, SHA256())
 
 
-def _called(name: str) -> x509.Name:
+def named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def _usage(**on: bool) -> x509.KeyUsage:
+def key_usage(**on: bool) -> x509.KeyUsage:
     names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
     names += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
     return x509.KeyUsage(**{name: on.get(name, False) for name in names})

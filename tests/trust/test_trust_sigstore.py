@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from bundlectl.model.sigstore import SigstoreInstance
 from bundlectl.trust.envelope import envelope_bytes, objections, pae, parse_envelope, payload_of, seal, signed_by
 from bundlectl.trust.signers import AnySigner, IdentitySigner, open_signer
 from tests.support.fake_sigstore import Authority, FakeSigstore, fake_sigstore, new_key
+from tests.support.fake_timestamps import FakeTimestamps
 from tests.support.trust import signer as key_signer
 
 ISSUER, SUBJECT = "https://ci.example.com", "https://ci.example.com/org/app/release.yml@refs/heads/main"
@@ -331,6 +333,43 @@ def test_a_key_and_an_identity_beside_each_other(honest: Signed, tmp_path: Path)
         {"owner": "a", "key": {"scheme": "ed25519", "public": key_signer("a").public_pem}}
     )
     assert signed_by(envelope, {"a": key, **CI}, honest.instances) == {"a", "ci"}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, as timestamp authority")
+def test_a_signed_timestamp_stands_in_for_the_logs_promise(honest: Signed, tmp_path: Path) -> None:
+    """As the public instance does it: with an authority's word on the time, the log need not give its own."""
+    folders = [tmp_path / name for name in ("own", "other")]
+    for folder in folders:
+        folder.mkdir()
+    own, other = (FakeTimestamps(folder) for folder in folders)
+    with fake_sigstore(honest.sigstore.like(stamps=own)) as stamped:
+        made = Signed(stamped, seal(b"{}", "text/plain", [signer_of(stamped, tmp_path)]), tmp_path)
+        instances = made.instances
+        assert signed_by(made.envelope, CI, instances) == {"ci"}
+
+        def bare(signature: dict[str, Any]) -> None:
+            drop(entry(signature), "inclusionPromise")
+            drop(entry(signature), "integratedTime")
+
+        def stamp(signature: dict[str, Any]) -> dict[str, Any]:
+            found: dict[str, Any] = material(signature)["timestampVerificationData"]["rfc3161Timestamps"][0]
+            return found
+
+        assert signed_by(made.bent(bare), CI, instances) == {"ci"}
+        reply = stamp(made.envelope.form()["signatures"][0])["signedTimestamp"]
+        theirs = copy.deepcopy(stamped.trusted_root) | {"timestampAuthorities": [other.trusted("x")]}
+        none = copy.deepcopy(stamped.trusted_root) | {"timestampAuthorities": []}
+        for root in (theirs, none):
+            strange = [SigstoreInstance(name="own", issuers=[ISSUER], trusted_root=root)]
+            assert signed_by(made.bent(bare), CI, strange) == frozenset()
+        elsewhere = seal(b"other", "text/plain", [signer_of(stamped, tmp_path)]).form()["signatures"][0]
+        for changed in (flip(reply), base64.b64encode(b"x").decode(), stamp(elsewhere)["signedTimestamp"]):
+
+            def bent(signature: dict[str, Any], changed: str = changed) -> None:
+                bare(signature)
+                stamp(signature)["signedTimestamp"] = changed
+
+            assert signed_by(made.bent(bent), CI, instances) == frozenset()
 
 
 PATHS = [
