@@ -245,6 +245,11 @@ def judge_result(result: EvaluationResult) -> tuple[Verdict, str]:
         for score in result.scores
         if score.floor is not None
     ]
+    findings += [
+        (found.verdict, f"{found.measure} {found.statistic}: {found.why or found.verdict}")
+        for found in result.measures or ()
+        if found.bound is not None
+    ]
     if result.comparison is not None and result.comparison.verdict is not None:
         findings.append(
             (result.comparison.verdict, f"beside its baseline: {result.comparison.why or 'see its report'}")

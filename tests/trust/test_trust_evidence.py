@@ -257,6 +257,14 @@ def test_informative_scores_do_not_decide() -> None:
     assert judge_result(result(scores=[score(), score("latency", None, 0, verdict="inconclusive")]))[0] == "pass"
 
 
+def test_a_bound_that_is_not_kept_contradicts_a_pass() -> None:
+    kept = {"measure": "latency", "statistic": "p95", "value": 1.0, "rows": 20, "missing": 0, "verdict": "pass"}
+    over = {**kept, "verdict": "fail", "bound": 0.5, "why": "over"}
+    assert judge_result(result(measures=[{**kept, "bound": 2.0}]))[0] == "pass"
+    assert judge_result(result(measures=[over])) == ("fail", "latency p95: over")
+    assert judge_result(result(measures=[{**over, "verdict": "inconclusive"}]))[0] == "inconclusive"
+
+
 @pytest.mark.parametrize(
     ("needed", "names", "verdict"),
     [

@@ -138,7 +138,7 @@ class Context:
         whole = math.fsum(weights.values())
 
         def covers(held: frozenset[str]) -> float:
-            return math.fsum(weights[term] for term in sorted(wanted & held)) / whole
+            return math.fsum(weights[term] for term in wanted & held) / whole
 
         for passage in self._read:
             for window in _windows(passage.sentences):
