@@ -227,6 +227,18 @@ def test_a_scorer_that_raises_is_an_error_that_quotes_nothing(error: Exception) 
     assert score == Score(outcome="error", why=f"the scorer broke: {type(error).__name__}")
 
 
+RAGAS_JUDGED = {
+    f"ragas_{metric}"
+    for metric in (
+        "faithfulness",
+        "context_precision",
+        "context_recall",
+        "factual_correctness",
+        "answer_relevancy",
+    )
+}
+
+
 def test_every_kind_makes_a_scorer() -> None:
     for name in KINDS:
         options = {
@@ -235,5 +247,5 @@ def test_every_kind_makes_a_scorer() -> None:
             "python": {"file": "own.py"},
             "rubric": {"judge": "main", "criteria": "right"},
             "pairwise": {"judge": "main", "criteria": "right"},
-        }.get(name, {})
+        }.get(name, {"judge": "main"} if name in RAGAS_JUDGED else {})
         make_scorer(Line(name=name, options=options), None)

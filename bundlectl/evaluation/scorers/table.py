@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bundlectl.evaluation.scorers import citations
+from bundlectl.evaluation.scorers import citations, ragas_scorers
 from bundlectl.evaluation.scorers.conduct import (
     Cost,
     CostOptions,
@@ -20,7 +20,7 @@ from bundlectl.evaluation.scorers.conduct import (
 from bundlectl.evaluation.scorers.form import JsonSchema, SchemaOptions
 from bundlectl.evaluation.scorers.grounding import Groundedness, GroundingOptions
 from bundlectl.evaluation.scorers.judge import Judge
-from bundlectl.evaluation.scorers.judged import JudgedScorer
+from bundlectl.evaluation.scorers.judged import JudgedOptions, JudgedScorer
 from bundlectl.evaluation.scorers.own import OwnScorer
 from bundlectl.evaluation.scorers.own_code import OwnCode, OwnOptions
 from bundlectl.evaluation.scorers.pairwise import Pairwise, PairwiseOptions
@@ -87,6 +87,20 @@ def _schema(line: ScorerLine, options: Any, output: Output | None) -> AnyScorer:
     return JsonSchema(options.schema_ if options.schema_ is not None else own)
 
 
+def _ragas_text(metric: str, options: type[Strict], needs: str) -> Kind:
+    return Kind(
+        options, lambda line, options, output: ragas_scorers.RagasText(metric, options, (needs,)), decides=False
+    )
+
+
+def _ragas_ids(metric: str) -> Kind:
+    return Kind(NoOptions, lambda line, options, output: ragas_scorers.RagasIds(metric, options), decides=False)
+
+
+def _ragas_judged(make: type[ragas_scorers.RagasJudged], options: type[Strict] = JudgedOptions) -> Kind:
+    return Kind(options, lambda line, options, output: make(options), decides=False)
+
+
 KINDS: Mapping[str, Kind] = {
     "exact": Kind(TextOptions, partial(_text, Exact)),
     "contains": Kind(TextOptions, partial(_text, Contains)),
@@ -109,6 +123,17 @@ KINDS: Mapping[str, Kind] = {
     "groundedness": Kind(GroundingOptions, lambda line, options, output: Groundedness(options), decides=False),
     "rubric": Kind(RubricOptions, lambda line, options, output: Rubric(options), decides=False),
     "pairwise": Kind(PairwiseOptions, lambda line, options, output: Pairwise(options), decides=False),
+    "ragas_bleu": _ragas_text("bleu", ragas_scorers.RagasTextOptions, "sacrebleu"),
+    "ragas_rouge": _ragas_text("rouge", ragas_scorers.RougeOptions, "rouge-score"),
+    "ragas_chrf": _ragas_text("chrf", ragas_scorers.RagasTextOptions, "sacrebleu"),
+    "ragas_string_similarity": _ragas_text("string_similarity", ragas_scorers.SimilarityOptions, "rapidfuzz"),
+    "ragas_id_context_precision": _ragas_ids("id_context_precision"),
+    "ragas_id_context_recall": _ragas_ids("id_context_recall"),
+    "ragas_faithfulness": _ragas_judged(ragas_scorers.Faithfulness),
+    "ragas_context_precision": _ragas_judged(ragas_scorers.ContextPrecision),
+    "ragas_context_recall": _ragas_judged(ragas_scorers.ContextRecall),
+    "ragas_factual_correctness": _ragas_judged(ragas_scorers.FactualCorrectness, ragas_scorers.FactualOptions),
+    "ragas_answer_relevancy": _ragas_judged(ragas_scorers.AnswerRelevancy, ragas_scorers.RelevancyOptions),
     "latency": Kind(LatencyOptions, lambda line, options, output: Latency(options), decides=False, timed=True),
     "python": Kind(OwnOptions, lambda line, options, output: OwnScorer(options, None), decides=False),
     "cost": Kind(CostOptions, lambda line, options, output: Cost(options), decides=False, timed=True),
