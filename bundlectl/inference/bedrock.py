@@ -41,9 +41,9 @@ class BedrockProvider:
         self._guard = guard
 
     async def generate(self, call: ModelCall) -> ModelReply:
-        """Make one attempt; a first-token deadline makes it a stream, as only streams have a first token."""
+        """Make one attempt; a deadline for tokens makes it a stream, as only streams have tokens."""
         what = _name(call)
-        if call.first_token is not None:
+        if call.must_stream:
             return await whole_of(self.stream(call), what)
         conversation = self._conversation(call)
         async with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):

@@ -44,7 +44,8 @@ class ModelCall:
     ``model`` is the provider's own id (``None`` for providers without a model). ``schema`` is set when the
     reply's text must be one JSON object of that JSON Schema; a provider without a model fits its answer into it
     (see :mod:`bundlectl.inference.extractive`). ``question`` and ``passages`` are what the messages were
-    rendered from, for providers that read no prompt. ``total`` and ``first_token`` are seconds from the call.
+    rendered from, for providers that read no prompt. ``total`` and ``first_token`` are seconds from the call,
+    ``between_tokens`` from one text of a stream to the next.
     """
 
     model: str | None
@@ -55,6 +56,12 @@ class ModelCall:
     schema: Mapping[str, Any] | None = None
     total: float = 30.0
     first_token: float | None = None
+    between_tokens: float | None = None
+
+    @property
+    def must_stream(self) -> bool:
+        """Whether it has a deadline that only a stream can keep."""
+        return self.first_token is not None or self.between_tokens is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,9 +48,9 @@ class SageMakerProvider:
         self._headers = {name: value for name, value in chosen.items() if value is not None}
 
     async def generate(self, call: ModelCall) -> ModelReply:
-        """Make one attempt; a first-token deadline makes it a stream, as only streams have a first token."""
+        """Make one attempt; a deadline for tokens makes it a stream, as only streams have tokens."""
         what = _name(call)
-        if call.first_token is not None:
+        if call.must_stream:
             return await whole_of(self.stream(call), what)
         async with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):
             response = await self._post(call, "invocations", stream=False)

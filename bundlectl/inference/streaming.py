@@ -45,7 +45,8 @@ async def stream_reply(
 ) -> AsyncGenerator[Delta, None]:
     """Make one attempt, giving text as it comes; the last delta carries the whole reply.
 
-    The deadline of the first token ends with the first text; events without text do not count.
+    The deadline of the first token ends with the first text, and the one between tokens begins with each text; events
+    without text do not count, and neither does the time that the consumer takes.
 
     Raises:
         ProviderError: it failed; ``broken_stream`` when it stopped before its end marker, however complete its
@@ -68,8 +69,12 @@ async def stream_reply(
                     raise broken(what)
                 text = gathered.take(event)
                 if text:
-                    next_by, which = end, "whole reply"
                     yield Delta(text)
+                    next_by, which = end, "whole reply"
+                    if call.between_tokens is not None:
+                        soon = asyncio.get_running_loop().time() + call.between_tokens
+                        if soon < end:
+                            next_by, which = soon, "next token"
             await _read_out(events, what)
         yield Delta("", gathered.reply())
     finally:

@@ -100,12 +100,16 @@ Models = dict[Name, Model]
 
 
 class Route(Strict):
-    """How a request is served: the model, its deadlines, retries of that model, and what follows when it fails."""
+    """How a request is served: the model, its deadlines, retries of that model, and what follows when it fails.
+
+    ``timeout`` is for the whole call, ``first_token`` for its first text, ``between_tokens`` from one text to the next.
+    """
 
     model: Name
     mode: Literal["sync", "async"] = "sync"
     timeout: Duration = "30s"
     first_token: Duration | None = None
+    between_tokens: Duration | None = None
     retries: Annotated[int, Field(ge=0, le=5)] = 1
     fallback: list[Name] = []
 

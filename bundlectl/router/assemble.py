@@ -334,6 +334,7 @@ def _route(name: str, route: Route, parts: Components, bindings: Bindings, world
         provider=provider,
         timeout=seconds(route.timeout),
         first_token=seconds(route.first_token) if route.first_token else None,
+        between_tokens=seconds(route.between_tokens) if route.between_tokens else None,
         retries=route.retries,
         fallback=tuple(route.fallback),
         asynchronous=route.mode == "async",

@@ -218,6 +218,7 @@ class Invocation:
             schema=self._schema,
             total=self._left(),
             first_token=route.first_token,
+            between_tokens=route.between_tokens,
         )
 
     async def _pause(self, route: CompiledRoute, number: int, error: ProviderError) -> bool:

@@ -13,7 +13,7 @@ from bundlectl.model.errors import BackendUnavailable
 
 @dataclass(frozen=True, slots=True)
 class CompiledRoute:
-    """A route with its provider. ``timeout`` and ``first_token`` in seconds.
+    """A route with its provider. ``timeout``, ``first_token`` and ``between_tokens`` in seconds.
 
     ``provider`` is ``None`` for a model that the bindings disable: no credential of it is ever fetched.
     """
@@ -24,6 +24,7 @@ class CompiledRoute:
     provider: Provider | None
     timeout: float
     first_token: float | None
+    between_tokens: float | None
     retries: int
     fallback: tuple[str, ...]
     asynchronous: bool

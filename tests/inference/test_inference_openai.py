@@ -169,6 +169,18 @@ async def test_the_first_token_has_a_deadline_of_its_own(provider: OpenAIProvide
     assert reply.text == "soon enough"
 
 
+async def test_tokens_have_a_deadline_from_one_to_the_next(provider: OpenAIProvider, fake: FakeModels) -> None:
+    fake.then(Stall("stream", "Half an answer"), Say("soon enough"))
+    with pytest.raises(ProviderError) as caught:
+        await provider.generate(call(total=5.0, between_tokens=0.2))
+    assert caught.value.kind == "timeout" and "next token" in caught.value.why
+    texts = []
+    async for delta in provider.stream(call(total=5.0, between_tokens=0.5)):
+        texts.append(delta.text)
+        await asyncio.sleep(0.6)
+    assert "".join(texts) == "soon enough", "a consumer may take its time"
+
+
 async def test_a_slow_consumer_of_a_stream_is_not_struck_by_the_first_token_deadline(
     provider: OpenAIProvider, fake: FakeModels
 ) -> None:
