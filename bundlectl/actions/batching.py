@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 QUEUE_VARIABLE = "BUNDLECTL_BATCH_QUEUE"
 STORE_VARIABLE = "BUNDLECTL_BATCH_STORE"
+LEASE_VARIABLE = "BUNDLECTL_BATCH_LEASE"
+SHORTEST_LEASE = 2.0
 JOURNAL = "batches/journal.sqlite3"
 
 
@@ -32,6 +34,28 @@ class BatchPlace:
     queue: str | None = None
     store: str | None = None
     concurrency: int = 4
+
+
+def settings_of(ctx: Context, place: BatchPlace) -> Settings:
+    """Say how batches are worked on here.
+
+    Raises:
+        UsageError: ``BUNDLECTL_BATCH_LEASE`` is no number of seconds.
+    """
+    settings = Settings(concurrency=place.concurrency)
+    named = ctx.environ.get(LEASE_VARIABLE, "").strip()
+    if not named:
+        return settings
+    try:
+        lease = float(named)
+    except ValueError:
+        lease = 0.0
+    if not SHORTEST_LEASE <= lease <= 3600:
+        raise UsageError(
+            f"{LEASE_VARIABLE} is {named!r}, which is no lease.",
+            fix=f"Give seconds, {SHORTEST_LEASE:g} to 3600: how long after its worker was lost a row begins again.",
+        )
+    return replace(settings, lease=lease)
 
 
 class Workers(Protocol):
@@ -122,7 +146,7 @@ async def open_batches(ctx: Context, place: BatchPlace, sources: Sequence[Answer
     stack.callback(book.close)
     if not place.concurrency:
         return Working(BatchApi(book, clock=ctx.clock), lambda: None)
-    workers = make_workers(ctx, book, sources, Settings(concurrency=place.concurrency))
+    workers = make_workers(ctx, book, sources, settings_of(ctx, place))
     task = asyncio.create_task(workers.run())
 
     def over(task: asyncio.Task[None]) -> None:

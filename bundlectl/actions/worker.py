@@ -7,11 +7,10 @@ import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from bundlectl.actions.batching import BatchPlace, make_workers, open_book
+from bundlectl.actions.batching import BatchPlace, make_workers, open_book, settings_of
 from bundlectl.actions.context import Context
 from bundlectl.actions.serve import follow, followed
 from bundlectl.model.reference import EnvironmentReference
-from bundlectl.router.batch_book import Settings
 
 
 def worker(ctx: Context, environments: Sequence[str], place: BatchPlace, *, poll: float, until_empty: bool) -> None:
@@ -39,7 +38,7 @@ async def _work(
         book = open_book(ctx, place)
         stack.callback(book.close)
         served = await follow(ctx, refs, poll, stack)
-        workers = make_workers(ctx, book, served, Settings(concurrency=place.concurrency))
+        workers = make_workers(ctx, book, served, settings_of(ctx, place))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, workers.end)

@@ -22,7 +22,7 @@ from bundlectl.router.batch_book import BatchMissing, NewRow, Settings
 from bundlectl.router.batch_queue import AT_ONCE, Message
 from bundlectl.router.batch_row import Answering, Row, ask
 from bundlectl.router.batch_store import Named, StoreBook, read_message
-from bundlectl.router.batch_workers import backoff, has_room
+from bundlectl.router.batch_workers import Room, backoff
 
 T = TypeVar("T")
 
@@ -68,6 +68,7 @@ class QueueWorkers:
         self._look_around_every = look_around
         self._stranded = stranded
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="batch-queue")
+        self._room = Room()
         self._ending = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Message] = {}
         self._headers: dict[str, BatchHeader] = {}
@@ -100,7 +101,7 @@ class QueueWorkers:
     async def _begin(self) -> int:
         """Receive what there is room for, and begin it; wait where there is none."""
         free = self._settings.concurrency - len(self._tasks)
-        if free > 0 and not await has_room():
+        if free > 0 and not await self._room.there_is():
             free = 0 if self._tasks else 1
         if free <= 0 or not self._admits():
             waits = {asyncio.create_task(self._ending.wait()), *self._tasks}

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 LATE: Final = 0.02
 """Seconds that the event loop may be late; when it is later, requests are waiting for it, and batches wait for them."""
+INSTANT: Final = 0.005
+HOLDS: Final = 0.1
 SWEEP_EVERY: Final = 3600.0
 
 
@@ -33,12 +35,24 @@ def backoff(settings: Settings, attempts: int) -> float:
     return longest * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-async def has_room() -> bool:
-    """Say whether the event loop keeps up. An instant of it is measured, so this costs the requests nothing."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    await asyncio.sleep(0.005)
-    return loop.time() - began - 0.005 < LATE
+class Room:
+    """Says whether the event loop keeps up. An instant of it is measured, so this costs the requests nothing."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    async def there_is(self) -> bool:
+        """Measure; what was found holds for a tenth of a second, if there was room."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if began < self._until:
+            return True
+        await asyncio.sleep(INSTANT)
+        late = loop.time() - began - INSTANT
+        if late >= LATE:
+            return False
+        self._until = began + HOLDS
+        return True
 
 
 class LocalWorkers:
@@ -73,6 +87,7 @@ class LocalWorkers:
         self._admits = admits
         self._worker = random_ids()()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._room = Room()
         self._told = asyncio.Event()
         self._ending = False
         self._tasks: dict[asyncio.Task[None], LeasedRow] = {}
@@ -109,7 +124,7 @@ class LocalWorkers:
         free = self._settings.concurrency - len(self._tasks)
         if free <= 0 or not self._admits():
             return 0
-        if not await has_room():
+        if not await self._room.there_is():
             free = 0 if self._tasks else 1
         if self._ending or not free:
             return 0

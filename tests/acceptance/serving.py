@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.workspace import APP, Workspace, spawn
+from tests.support.workspace import APP, Workspace, environment, spawn
 
 REQUEST = {
     "task": "answer_question",
@@ -46,8 +46,9 @@ class Reply:
 class Serving:
     """A server process; ``lines`` is what it said on stderr so far."""
 
-    def __init__(self, work: Workspace, *argv: str) -> None:
-        self.process = spawn(work.folder, "serve", *argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    def __init__(self, work: Workspace, *argv: str, env: Mapping[str, str] | None = None) -> None:
+        own = environment(**(env or {}))
+        self.process = spawn(work.folder, "serve", *argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=own)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -85,9 +86,11 @@ class Serving:
 
 
 @contextmanager
-def serving(work: Workspace, name: str = "prod", *argv: str) -> Iterator[tuple[Serving, Client]]:
+def serving(
+    work: Workspace, name: str = "prod", *argv: str, env: Mapping[str, str] | None = None
+) -> Iterator[tuple[Serving, Client]]:
     """Serve an environment on any free port of loopback, looking at the registry five times a second."""
-    server = Serving(work, f"{APP}:{name}", "--port", "0", "--poll", "0.2", *argv)
+    server = Serving(work, f"{APP}:{name}", "--port", "0", "--poll", "0.2", *argv, env=env)
     try:
         yield server, Client(server.port())
     finally:
