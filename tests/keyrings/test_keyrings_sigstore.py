@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,15 +31,19 @@ from bundlectl.actions.signing import show_request, sign_request
 from bundlectl.actions.status import history
 from bundlectl.actions.trust_root import trust_root
 from bundlectl.actions.verify import verify
+from bundlectl.model.attestation import PAYLOAD_TYPE
+from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import BundlectlError, GateNotPassed, UsageError, VerificationFailed
 from bundlectl.model.keyring import Keyring, Oidc, Role
-from bundlectl.model.release import MAX_HEAD
+from bundlectl.model.release import MAX_HEAD, Head, Release
+from bundlectl.registry.head import release_of
 from bundlectl.registry.registry import Registry
 from bundlectl.resolver.resolver import Resolver, VerifiedBundle
 from bundlectl.storage.directory import DirectoryStore
 from bundlectl.trust.keyring import VerifiedKeyring, check_keyring
 from tests.support.ceremony import Ceremony
-from tests.support.fake_sigstore import Authority, FakeSigstore, fake_sigstore
+from tests.support.fake_sigstore import Authority, FakeSigstore, fake_sigstore, new_key
+from tests.support.sigstore_attacker import seal_anyhow
 from tests.support.workspace import APP, ROOT, Workspace, environment
 
 GITHUB = "https://token.actions.githubusercontent.com"
@@ -73,6 +79,12 @@ WHO: dict[Role, Oidc] = {
 }
 
 
+def token_of(instance: FakeSigstore, folder: Path, who: Oidc) -> Path:
+    """Write a token as the identity's provider would."""
+    named = "email" if "@example" in who.subject else "job_workflow_ref"
+    return instance.token(folder, who.issuer, "x", **{named: who.subject.removeprefix("https://github.com/")})
+
+
 @dataclass
 class Team:
     """A workspace whose five roles are identities; the development keys of those roles count no more."""
@@ -84,11 +96,8 @@ class Team:
 
     def uri(self, who: Oidc, sigstore: FakeSigstore | None = None) -> str:
         instance = sigstore or self.sigstore
-        claims: dict[str, Any] = {"job_workflow_ref": who.subject.removeprefix("https://github.com/")}
-        if who.issuer == LOGIN:
-            claims = {"email": who.subject}
-        token = instance.token(self.folder, who.issuer, "subject-of-the-token", **claims)
-        return f"sigstore:?identity-token-file={token}&trust-config={instance.config(self.folder)}"
+        token, config = token_of(instance, self.folder, who), instance.config(self.folder)
+        return f"sigstore:?identity-token-file={token}&trust-config={config}"
 
     def context(self, role: Role | None = None, *, who: Oidc | None = None, **how: Any) -> Context:
         made = self.work.context(**how)
@@ -274,6 +283,72 @@ def test_a_stolen_promoter_alone_promotes_nothing(released: Team, tmp_path: Path
     with pytest.raises(GateNotPassed) as gate:
         promote(team.context("promoter"), ref, environment="staging", reason="mine", confirmed="staging")
     assert "provenance" in str(gate.value.details) + str(gate.value)
+
+
+PROMOTER = WHO["promoter"]
+FORGED: dict[str, tuple[dict[str, Any], Oidc]] = {
+    "another subject": ({}, Oidc(issuer=GITHUB, subject=workflow("release") + "x")),
+    "another issuer": ({}, Oidc(issuer="https://evil.example.com", subject=PROMOTER.subject)),
+    "another issuer that is trusted for others": ({}, Oidc(issuer=LOGIN, subject=PROMOTER.subject)),
+    "another role": ({}, WHO["evaluator"]),
+    "another certificate authority": ({"authority": Authority()}, PROMOTER),
+    "another CT log": ({"ct": new_key()}, PROMOTER),
+    "another transparency log": ({"log": new_key()}, PROMOTER),
+    "a certificate that was over": ({"log_ahead": timedelta(minutes=11)}, PROMOTER),
+}
+
+
+def next_head(team: Team, instance: FakeSigstore, who: Oidc, *, signed: bytes | None = None) -> bytes:
+    """Give the head that would follow prod's: in order in all but who signed it."""
+    data = team.work.head("prod").read_bytes()
+    head = Head.model_validate_json(data)
+    statement = json.loads(base64.b64decode(head.release.payload))
+    place = {"serial": head_release(head).serial + 1, "previous": digest(data), "reason": "mine"}
+    statement["predicate"] |= place
+    payload = canonical(statement)
+    envelope = seal_anyhow(
+        instance, team.folder, token_of(instance, team.folder, who), payload, PAYLOAD_TYPE, signed=signed
+    )
+    return canonical(head.model_copy(update={"release": envelope}).form())
+
+
+def head_release(head: Head) -> Release:
+    return release_of(head.release, "it")
+
+
+async def test_an_attacker_who_writes_heads_and_a_resolver_that_runs(released: Team, tmp_path: Path) -> None:
+    team = copy(released, tmp_path)
+    resolver = team.resolver("prod")
+    await resolver.start()
+    honest = team.work.head("prod").read_bytes()
+    heads: dict[str, bytes] = {}
+    for name, (changes, who) in FORGED.items():
+        with fake_sigstore(team.sigstore.like(**changes)) as theirs:
+            heads[name] = next_head(team, theirs, who)
+    heads["the entry of another signature"] = next_head(team, team.sigstore, PROMOTER, signed=b"{}")
+    good = next_head(team, team.sigstore, PROMOTER)
+    bent = json.loads(good)
+    del bent["release"]["signatures"][0]["extension"]
+    heads["no certificate and log entry"] = canonical(bent)
+    bent = json.loads(good)
+    statement = json.loads(base64.b64decode(bent["release"]["payload"]))
+    statement["predicate"]["reason"] = "yours"
+    bent["release"]["payload"] = base64.b64encode(canonical(statement)).decode()
+    heads["a payload that was changed"] = canonical(bent)
+    for name, data in heads.items():
+        team.work.head("prod").write_bytes(data)
+        await resolver.poll_now()
+        assert resolver.status.last_error is not None, name
+        assert "not signed by a promoter" in resolver.status.last_error, (name, resolver.status.last_error)
+        assert (resolver.current(), resolver.status.serial) == (released.digest, 1), name
+        team.work.head("prod").write_bytes(honest)
+        await resolver.poll_now()
+        assert resolver.status.last_error is None
+    # What was refused was refused for its signature: the same head, signed by whom it names, is followed.
+    team.work.head("prod").write_bytes(good)
+    await resolver.poll_now()
+    assert (resolver.status.last_error, resolver.status.serial) == (None, 2)
+    await resolver.stop()
 
 
 @pytest.mark.parametrize("where", ["release", "evidence"])

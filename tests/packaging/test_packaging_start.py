@@ -34,13 +34,25 @@ HEAVY = {
     "pypdf",
     "ragas",
     "re2",
+    "sigstore",
     "starlette",
     "uvicorn",
     "wordllama",
     "yaml",
 }
 NOT_FOR_STATUS = HEAVY - {"cryptography", "pydantic"}
-NOT_FOR_RESOLVING = {"boto3", "lancedb", "ragas", "starlette", "typer", "rich", "opentelemetry.sdk", "duckdb", "numpy"}
+NOT_FOR_RESOLVING = {
+    "boto3",
+    "lancedb",
+    "ragas",
+    "sigstore",
+    "starlette",
+    "typer",
+    "rich",
+    "opentelemetry.sdk",
+    "duckdb",
+    "numpy",
+}
 
 
 def loaded(code: str, cwd: Path | None = None) -> set[str]:

@@ -36,7 +36,19 @@ FORBIDDEN = (
     "bundlectl.inference",
     "bundlectl.retrieval",
 )
-HEAVY = ("boto3", "botocore", "lancedb", "ragas", "starlette", "typer", "aiohttp", "opentelemetry", "cedarpy", "yaml")
+HEAVY = (
+    "boto3",
+    "botocore",
+    "lancedb",
+    "ragas",
+    "starlette",
+    "typer",
+    "aiohttp",
+    "opentelemetry",
+    "cedarpy",
+    "yaml",
+    "sigstore",
+)
 
 
 def test_a_process_that_resolves_a_folder_loads_little(tmp_path: Path) -> None:

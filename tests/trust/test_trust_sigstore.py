@@ -31,6 +31,7 @@ from bundlectl.trust.envelope import envelope_bytes, objections, pae, parse_enve
 from bundlectl.trust.signers import AnySigner, IdentitySigner, open_signer
 from tests.support.fake_sigstore import Authority, FakeSigstore, fake_sigstore, new_key
 from tests.support.fake_timestamps import FakeTimestamps
+from tests.support.sigstore_attacker import seal_anyhow
 from tests.support.trust import signer as key_signer
 
 ISSUER, SUBJECT = "https://ci.example.com", "https://ci.example.com/org/app/release.yml@refs/heads/main"
@@ -182,28 +183,12 @@ def test_what_another_instance_signs_does_not_count(honest: Signed, tmp_path: Pa
     """Each differs from the trusted one in the one thing that is named."""
     changes, why = ATTACKERS[name]
     with fake_sigstore(honest.sigstore.like(**changes)) as theirs:
-        envelope = signed_anyhow(theirs, tmp_path)
+        token = theirs.token(tmp_path, ISSUER, SUBJECT)
+        envelope = seal_anyhow(theirs, tmp_path, token, b"{}", "text/plain")
     assert signed_by(envelope, CI, honest.instances) == frozenset()
     told = objections(envelope, CI, honest.instances)
     assert why in " ".join(told), told
     assert bool(told) == bool(why)
-
-
-def signed_anyhow(theirs: FakeSigstore, folder: Path) -> Envelope:
-    """Sign as an attacker would: with Sigstore's own client and no check of ours."""
-    from sigstore.models import ClientTrustConfig
-    from sigstore.oidc import IdentityToken
-    from sigstore.sign import Signer, SigningContext
-
-    from bundlectl.trust.sigstore_signer import _extension
-
-    context = SigningContext.from_trust_config(ClientTrustConfig.from_json(theirs.config(folder).read_text()))
-    token = IdentityToken(theirs.token(folder, ISSUER, SUBJECT).read_text().strip())
-    bundle = Signer(token, context).sign_artifact(pae("text/plain", b"{}"))
-    made = {"sig": base64.b64encode(bundle.signature).decode(), "extension": _extension(bundle).form()}
-    return Envelope.model_validate(
-        {"payload": base64.b64encode(b"{}").decode(), "payloadType": "text/plain", "signatures": [made]}
-    )
 
 
 @pytest.mark.parametrize(
