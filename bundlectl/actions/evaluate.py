@@ -36,7 +36,7 @@ from bundlectl.evaluation.comparison import Change, changes, compare
 from bundlectl.evaluation.journal import Journal, journal_key
 from bundlectl.evaluation.judges import identities, unfit
 from bundlectl.evaluation.remembering import Memory
-from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_report, report_bytes
+from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_report, report_bytes, report_digest
 from bundlectl.evaluation.reports.material import Material
 from bundlectl.evaluation.result import summarise
 from bundlectl.evaluation.runner import Budget, Side, run_sides
@@ -348,7 +348,7 @@ class _Evaluation:
             actor=self._actor,
             started=started,
             finished=self._ctx.clock(),
-            report=digest(report_bytes(report)),
+            report=report_digest(report),
             repeats=self._repeats,
             compared=compared,
             uncompared=self._uncompared(),

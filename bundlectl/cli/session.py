@@ -170,13 +170,20 @@ class ConsoleReporter:
         if self._session.output == "json" or not sys.stderr.isatty():
             yield _Quiet()
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                """Show how many a second are done, over the last half a minute."""
+                return Text(f"{task.speed:.3g}/s" if task.speed else "-/s", style="dim")
 
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            Rate(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", style="dim"),
         )

@@ -25,6 +25,8 @@ FILE: Final = "cache-1.sqlite"
 """The number is the form's: another version with another form has a file of its own."""
 LIMIT: Final = 2**30
 """Bytes of entries that are kept at most."""
+TOGETHER: Final = 50
+"""Entries that are written at once: what a kill may lose. A transaction for each would take longer than the rest."""
 WAIT: Final = 10.0
 """Seconds to wait for another process that is writing."""
 
@@ -66,6 +68,7 @@ class EvaluationCache:
         self._reads = self._writes = True
         self._told_damage = False
         self._size = 0
+        self._waiting: dict[str, tuple[Kind, float, bytes]] = {}
         self._db: sqlite3.Connection | None = None
         try:
             self._db = _open(self.path)
@@ -84,20 +87,28 @@ class EvaluationCache:
         except sqlite3.Error as error:
             self._stop(error, "nothing more is taken from it or kept")
             return {}
-        return found
+        return found | {key: self._waiting[key][2] for key in keys if key in self._waiting}
 
     def put(self, kind: Kind, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Keep entries; those kept longest make room."""
-        if self._db is None or not self._writes or not entries:
+        """Keep entries; those kept longest make room. They are written with others, at the latest when it is closed."""
+        if self._db is None or not self._writes:
             return
         now = self._clock()
-        rows = [(key, kind, now, _mark(key, value), value) for key, value in entries]
+        self._waiting |= {key: (kind, now, value) for key, value in entries}
+        if len(self._waiting) >= TOGETHER:
+            self._write()
+
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        if self._db is None or not waiting:
+            return
+        rows = [(key, kind, kept, _mark(key, value), value) for key, (kind, kept, value) in waiting.items()]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
                 "INSERT OR REPLACE INTO entries (key, kind, kept, digest, value) VALUES (?, ?, ?, ?, ?)", rows
             )
-            self._size += sum(len(value) for _, value in entries)
+            self._size += sum(len(row[-1]) for row in rows)
             if self._size > self._limit:
                 self._size = _make_room(self._db, self._limit, self._limit * 9 // 10)
             self._db.execute("COMMIT")
@@ -107,7 +118,8 @@ class EvaluationCache:
             self._warn(f"{_what(self.path, error)}: nothing more is kept in this run.")
 
     def close(self) -> None:
-        """Close it."""
+        """Write what waits, and close it."""
+        self._write()
         if self._db is not None:
             self._db.close()
             self._db = None

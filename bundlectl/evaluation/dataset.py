@@ -12,9 +12,10 @@ from bundlectl.bundling.messages import problems_of
 from bundlectl.bundling.yaml import Document, Place
 from bundlectl.evaluation.beside import read_beside
 from bundlectl.evaluation.scorers.text import compiled
-from bundlectl.model.canonical import canonical, digest, parse_json
+from bundlectl.model.canonical import canonical, canonical_array, digest_of, parse_json
 from bundlectl.model.errors import Problem, SourceError, VerificationFailed
 from bundlectl.model.suite import Case
+from bundlectl.model.types import lean
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PROBLEMS = 50
@@ -70,7 +71,7 @@ def read_dataset(folder: Path, relative: str) -> Dataset:
 
 def dataset_digest(cases: Sequence[Case]) -> str:
     """Give the digest of the canonical JSON array of the cases."""
-    return digest(canonical([case.form() for case in cases]))
+    return digest_of(canonical_array(case.form() for case in cases))
 
 
 def _case(line: bytes, number: int, shown: str) -> tuple[Case | None, list[Problem]]:
@@ -82,7 +83,8 @@ def _case(line: bytes, number: int, shown: str) -> tuple[Case | None, list[Probl
         case = Case.model_validate(value, by_alias=True, by_name=False)
     except ValidationError as error:
         return None, problems_of(error, Document(shown, value, {(): Place(number, 1)}, {}, []), Case)
-    return case, [Problem(shown, number, message, right) for message, right in _wrong(case)]
+    lean(case.expected)
+    return lean(case), [Problem(shown, number, message, right) for message, right in _wrong(case)]
 
 
 def _wrong(case: Case) -> list[tuple[str, str]]:

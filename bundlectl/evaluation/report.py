@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from bundlectl.evaluation.scorers.score import Score
 from bundlectl.evaluation.suite import LoadedSuite
-from bundlectl.model.canonical import canonical
-from bundlectl.model.types import Digest, Name, Strict, Time
+from bundlectl.model.canonical import canonical, canonical_array, digest_of
+from bundlectl.model.types import Digest, Name, Strict, Time, lean
 
 
 class CaseResult(Strict):
@@ -47,6 +47,12 @@ class CaseResult(Strict):
     usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     judging: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     cached: Literal[True] | None = None
+
+    def model_post_init(self, context: Any) -> None:
+        """There may be a hundred thousand of them, so each is kept small."""
+        for score in self.scores.values():
+            lean(score)
+        lean(self)
 
     @property
     def row(self) -> Row:
@@ -113,8 +119,28 @@ def make_report(
 
 
 def report_bytes(report: Report) -> bytes:
-    """Give the canonical JSON that is stored and digested."""
-    return canonical(report.form())
+    """Give the canonical JSON that is stored."""
+    return b"".join(_pieces(report))
+
+
+def report_digest(report: Report) -> str:
+    """Give its digest, without all of it at once."""
+    return digest_of(_pieces(report))
+
+
+def _pieces(whole: Report | Beside) -> Iterator[bytes]:
+    """Give the canonical JSON row by row: the form of all rows at once is many times as large as what is written."""
+    beside = whole.baseline if isinstance(whole, Report) else None
+    form = whole.model_copy(update={"cases": []} | ({"baseline": None} if beside is not None else {})).form()
+    parts: dict[str, Iterable[bytes]] = {name: (canonical(value),) for name, value in form.items()}
+    parts["cases"] = canonical_array(row.form() for row in whole.cases)
+    if beside is not None:
+        parts["baseline"] = _pieces(beside)
+    # The names are ASCII, of which RFC 8785's order is the plain one.
+    for position, name in enumerate(sorted(parts)):
+        yield (b"," if position else b"{") + canonical(name) + b":"
+        yield from parts[name]
+    yield b"}"
 
 
 def is_complete(loaded: LoadedSuite, results: Sequence[CaseResult], repeats: int = 1) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import rfc8785
@@ -23,7 +24,67 @@ def canonical(value: Any) -> bytes:
     Raises:
         ValueError: the value holds something JSON has no form for (NaN, an integer beyond 2**53, bytes).
     """
-    return rfc8785.dumps(value)
+    try:
+        plain = _plain(value)
+    except _Special:
+        return rfc8785.dumps(value)
+    return json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+_MOST = 2**53 - 1
+
+
+class _Special(Exception):
+    """The value holds something that the standard library writes otherwise than RFC 8785."""
+
+
+def _plain(value: Any) -> Any:
+    """Give an equal value that the standard library writes as RFC 8785 does, about ten times as fast.
+
+    Keys are ASCII, so that their order is the same in UTF-16; whole numbers are integers; fractions have no exponent
+    in either form: ECMAScript writes one under 1e-6 and from 1e21, Python under 1e-4 and from 1e16.
+    """
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return value
+    if kind is dict:
+        made = {}
+        for key, inner in value.items():
+            if type(key) is not str or not key.isascii():
+                raise _Special
+            made[key] = inner if type(inner) is str else _plain(inner)
+        return made
+    if kind is list:
+        return [inner if type(inner) is str else _plain(inner) for inner in value]
+    if kind is int and -_MOST <= value <= _MOST:
+        return value
+    if kind is float:
+        if value.is_integer() and -_MOST <= value <= _MOST:
+            return int(value)
+        if 1e-4 <= abs(value) < 1e15:
+            return value
+    raise _Special
+
+
+def canonical_array(values: Iterable[Any]) -> Iterator[bytes]:
+    """Serialise an array by RFC 8785 in pieces, one value at a time: joined, they are its canonical form.
+
+    Raises:
+        ValueError: as :func:`canonical`.
+    """
+    before = b"["
+    for value in values:
+        yield before + canonical(value)
+        before = b","
+    yield b"]" if before == b"," else b"[]"
+
+
+def digest_of(pieces: Iterable[bytes]) -> str:
+    """Give ``sha256:<hex>`` of the pieces, joined."""
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+    return "sha256:" + found.hexdigest()
 
 
 def digest(data: bytes) -> str:

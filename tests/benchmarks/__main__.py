@@ -17,8 +17,10 @@ from pathlib import Path
 from tests.benchmarks.answer_in_process import answer_in_process
 from tests.benchmarks.aws_calls import aws_calls
 from tests.benchmarks.cli_start import cli_start
+from tests.benchmarks.evaluation_run import evaluation_run
 from tests.benchmarks.histories import histories
 from tests.benchmarks.measure import Effort, Result
+from tests.benchmarks.retrieval_quality import retrieval_quality
 from tests.benchmarks.router_over_http import router_over_http
 from tests.benchmarks.source_work import source_work
 from tests.benchmarks.store_calls import store_calls
@@ -32,6 +34,8 @@ MEASURES: dict[str, Callable[[Effort], list[Result]]] = {
     "calls": store_calls,
     "aws": aws_calls,
     "source": source_work,
+    "eval": evaluation_run,
+    "retrieval": retrieval_quality,
     "histories": histories,
 }
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundlectl.evaluation.comparison import Change
-from bundlectl.evaluation.report import Beside, CaseResult, make_report, report_bytes
+from bundlectl.evaluation.report import Beside, CaseResult, Report, make_report, report_bytes, report_digest
 from bundlectl.evaluation.reports.html import page
 from bundlectl.evaluation.reports.junit import junit
 from bundlectl.evaluation.reports.markdown import markdown, plain
@@ -22,7 +22,8 @@ from bundlectl.evaluation.reports.material import Material, moved, state_of
 from bundlectl.evaluation.result import summarise
 from bundlectl.evaluation.scorers.score import failed, measured, unmeasured
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
-from tests.evaluation.builders import BINDINGS, BUNDLE, NOW, answer, write_suite
+from bundlectl.model.canonical import canonical, digest
+from tests.evaluation.builders import BINDINGS, BUNDLE, NOW, D, answer, result, write_suite
 
 OTHER = "sha256:" + "e" * 64
 
@@ -143,3 +144,21 @@ def test_without_a_baseline_there_is_one_side(tmp_path: Path) -> None:
     shown = page(Material("support", suite, report, result))
     assert shown.count('<section class="side">') == 1 and 'value="worse"' not in shown
     assert report_bytes(report)
+
+
+def test_a_report_is_written_row_by_row_as_its_canonical_form() -> None:
+    rows = [result("b", exact=1.0), result("a", exact=0.25, latency=None)]
+    for beside in (None, Beside(bundle=D, bindings=D, cases=[]), Beside(bundle=D, bindings=D, cases=rows[:1])):
+        for cases in ([], rows):
+            report = Report(
+                suite="s",
+                suite_digest=D,
+                dataset_digest=D,
+                bundle=D,
+                bindings=D,
+                complete=True,
+                cases=cases,
+                baseline=beside,
+            )
+            assert report_bytes(report) == canonical(report.form())
+            assert report_digest(report) == digest(report_bytes(report))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bundlectl.evaluation.suite import group_of, read_suite, request_of
+from bundlectl.model.canonical import canonical, canonical_array, digest
 from bundlectl.model.errors import SourceError, UsageError
 from bundlectl.model.suite import Case
 from tests.evaluation.builders import suite, write_suite
@@ -224,3 +225,9 @@ def test_groups_are_the_group_then_the_first_document_then_the_case() -> None:
     assert group_of(Case.model_validate({**form, "group": "g", "expected": {"documents": documents}})) == "g"
     assert group_of(Case.model_validate({**form, "expected": {"documents": documents}})) == "a.md"
     assert group_of(Case.model_validate({**form, "expected": {"exact": "a"}})) == "case x"
+
+
+def test_the_dataset_s_digest_is_of_the_canonical_array_of_all_cases(tmp_path: Path) -> None:
+    loaded = suite(tmp_path, 3)
+    assert loaded.dataset_digest == digest(canonical([case.form() for case in loaded.cases]))
+    assert b"".join(canonical_array([])) == b"[]" == canonical([])

@@ -81,6 +81,7 @@ class FakeModels:
     def __init__(self) -> None:
         self.script: deque[Step] = deque()
         self.default: Step = Say("Use promote [1].")
+        self.delay = 0.0  # seconds before every answer
         self.by_model: dict[str, Step] = {}
         self.reply: Callable[[dict[str, Any]], Step] | None = None  # from the request's body, before the script
         self.requests: list[dict[str, Any]] = []
@@ -96,6 +97,8 @@ class FakeModels:
         body = await request.json()
         self.requests.append(body)
         self.headers.append(dict(request.headers))
+        if self.delay:
+            await asyncio.sleep(self.delay)
         if body["model"] in self.by_model:
             step = self.by_model[body["model"]]
         elif self.reply is not None:
