@@ -106,3 +106,14 @@ def _shown(prompt: str) -> dict[str, Any]:
     at = max(match.start() for match in re.finditer(r"^\s*(?:Input|input):\s*\{", prompt, re.MULTILINE))
     value, _ = decoder.raw_decode(prompt[prompt.index("{", at) :])
     return dict(value)
+
+
+BOOK = {
+    "version": "test",
+    "currency": "USD",
+    "prices": [
+        {"provider": "openai", "model": "m", "input": 1, "output": 1},
+        {"provider": "openai", "model": "judge", "input": 10, "output": 10},
+    ],
+}
+"""A price book in which answers and rulings cost something."""
