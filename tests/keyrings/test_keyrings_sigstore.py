@@ -410,6 +410,38 @@ def test_a_process_of_keys_alone_loads_nothing_of_sigstore(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
+def test_root_lets_identities_in_by_the_command_line(released: Team, tmp_path: Path) -> None:
+    team = copy(released, tmp_path)
+    config = team.sigstore.like().config(tmp_path)
+    other = "https://gitlab.example.com"
+    told = team.work.quick("keyring", "trust-root", "second", str(config), "--issuer", other)
+    assert told["changes"][0].startswith("new Sigstore instance second: trusted root sha256:")
+    who = ("--owner", "platform", "--role", "builder", "--oidc-issuer", other)
+    subject = f"{other}/org/app//.gitlab-ci.yml@refs/heads/main"
+    told = team.work.quick("keyring", "add", "gitlab", *who, "--oidc-subject", subject)
+    assert f"new principal gitlab, owner platform, {subject} by {other}" in told["changes"]
+    shown = team.work.quick("keyring", "show")
+    assert [one["issuers"] for one in shown["sigstore"]] == [[GITHUB, LOGIN], [other]]
+    assert "issuer and a subject" in team.work.warm("keyring", "add", "x", *who, code=2).err
+    told = team.work.quick("keyring", "trust-root", "second", "--remove", "--reason", "not needed")
+    assert told["changes"][-1] == "Sigstore instance second is trusted no more"
+
+
+def test_the_public_instances_trusted_roots_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come with sigstore-python; that of production is fetched where no file is named."""
+    from sigstore._utils import read_embedded
+    from sigstore.models import ClientTrustConfig
+
+    ceremony = Ceremony(tmp_path)
+    for name in ("sigstore", "sigstage"):
+        (tmp_path / name).write_bytes(read_embedded("trusted_root.json", f"https://tuf-repo-cdn.{name}.dev"))
+        trust_root(ceremony.context(), name, tmp_path / name, issuers=[f"https://{name}.example.com"])
+    config = ClientTrustConfig.from_json(FakeSigstore(url="http://127.0.0.1:9").config(tmp_path).read_text())
+    monkeypatch.setattr(ClientTrustConfig, "production", staticmethod(lambda: config))
+    told = trust_root(ceremony.context(), "public", issuers=[GITHUB])
+    assert told.changes[0].startswith("new Sigstore instance public")
+
+
 def test_who_can_be_added(tmp_path: Path) -> None:
     ceremony = Ceremony(tmp_path)
     ctx = ceremony.context()
