@@ -1,17 +1,22 @@
-"""Where a server listens, and how it ends: what serve and dev need of uvicorn beyond its own."""
+"""Where a server listens, how it runs and how it ends: what serve and dev need of uvicorn beyond its own."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, Final
 
 import uvicorn
 
 from bundlectl.model.errors import BackendUnavailable
+
+_OBJECTS: Final = 20_000
+"""The collector looks for garbage once so many more objects were made than freed, not 700."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -49,6 +54,44 @@ def address_of(listening: socket.socket) -> str:
     """Give the URL of a bound socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def configured(app: Any) -> uvicorn.Config:
+    """Give uvicorn's settings for an application of ours.
+
+    What was forwarded for whom is nothing that the server goes by, and its make is nobody's business.
+    """
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=30,
+    )
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a server to its end, on uvloop where there is one, with a garbage collector that looks less often.
+
+    What is loaded by now, code above all, stays for good and is not looked through again. What a request makes is
+    freed as it ends, without the collector; a tenth of its time went into looking.
+    """
+    try:
+        from uvloop import new_event_loop
+    except ImportError:  # there is none for Windows
+        from asyncio import new_event_loop
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS, *before[1:])
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(main)
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 class Graceful(uvicorn.Server):

@@ -12,7 +12,7 @@ import uvicorn
 
 from bundlectl.actions.batching import BatchPlace, open_batches
 from bundlectl.actions.context import Context
-from bundlectl.actions.listening import Graceful, address_of, bind
+from bundlectl.actions.listening import Graceful, address_of, bind, configured, run
 from bundlectl.actions.locating import locate_to_serve
 from bundlectl.actions.opening import read_pin
 from bundlectl.actions.routing import input_key, receipts_folder
@@ -61,7 +61,7 @@ def serve(
         BackendUnavailable: the registry is away and nothing was kept; or the port is taken.
         VerificationFailed: what is live does not verify and nothing was kept.
     """
-    asyncio.run(_serve(ctx, followed(environments), host, port, poll, batches or BatchPlace()))
+    run(_serve(ctx, followed(environments), host, port, poll, batches or BatchPlace()))
 
 
 def followed(environments: Sequence[str]) -> list[EnvironmentReference]:
@@ -88,14 +88,7 @@ async def _serve(
         if note is not None:
             ctx.reporter.warn(note)
         working = await open_batches(ctx, batches, served, stack)
-        config = uvicorn.Config(
-            Server(served, batches=working.api),
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=30,
-            limit_concurrency=None,
-        )
+        config = configured(Server(served, batches=working.api))
         await _listen(ctx, Graceful(config, on_exit=working.end), listening, served)
 
 

@@ -1,4 +1,4 @@
-"""One server process of the HTTP measure: our Server, or the bare pass-through; the same uvicorn, the same flags.
+"""One server process of the HTTP measure: our Server, or the bare pass-through; run alike, as ``serve`` runs.
 
     python -m tests.benchmarks.http_server ours|bare URL_OF_MODELS
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 
+from bundlectl.actions.listening import bind, configured, run
 from bundlectl.inference.http import open_session
 from bundlectl.model.bindings import Bindings
 from bundlectl.receipts.writer import ReceiptLog
@@ -24,6 +25,8 @@ from bundlectl.router.router import Router
 from bundlectl.router.server import Served, Server
 from tests.benchmarks.answer_in_process import HELD, whole_replies
 from tests.support.answering import bundle_of
+
+PARTS = ("uvloop", "HttpToolsProtocol")
 
 
 async def bare(url: str, stack: AsyncExitStack) -> Any:
@@ -69,27 +72,19 @@ async def _no_index(*_: object) -> Any:
 async def main(which: str, url: str) -> None:
     async with AsyncExitStack() as stack:
         app = await {"ours": ours, "bare": bare}[which](url, stack)
-        config = uvicorn.Config(
-            app,
-            host="127.0.0.1",
-            port=0,
-            loop="uvloop",
-            http="httptools",
-            lifespan="off",
-            access_log=False,
-            log_level="warning",
-        )
+        config = configured(app)
+        config.load()
+        assert (type(asyncio.get_running_loop()).__module__, config.http_protocol_class.__name__) == PARTS
         server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
+        listening = bind("127.0.0.1", 0)
+        task = asyncio.create_task(server.serve([listening]))
         while not server.started:
             await asyncio.sleep(0.01)
-        print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+        print(listening.getsockname()[1], flush=True)
         await asyncio.to_thread(sys.stdin.read)
         server.should_exit = True
         await task
 
 
 if __name__ == "__main__":
-    import uvloop
-
-    uvloop.run(main(*sys.argv[1:]))
+    run(main(*sys.argv[1:]))
