@@ -209,6 +209,9 @@ def _when(when: When, at: At, bundle: SourceBundle, document: Document) -> list[
     if when.profile is not None and when.profile not in bundle.guardrails:
         message = f"the rule asks for the profile {when.profile!r}, which is not defined"
         problems.append(document.problem((*at, "profile"), message, suggest(when.profile, bundle.guardrails)))
+    if when.unhealthy is not None and when.unhealthy not in bundle.models:
+        message = f"the rule asks for the health of the model {when.unhealthy!r}, which is not defined"
+        problems.append(document.problem((*at, "unhealthy"), message, suggest(when.unhealthy, bundle.models)))
     if (tokens := when.prompt_tokens) is not None:
         if tokens == Between():
             problems.append(document.problem((*at, "prompt_tokens"), "no bound is given", "{over: 4000}"))

@@ -122,7 +122,10 @@ class Between(Strict):
 
 
 class When(Strict):
-    """Conditions of a rule; all that are given must hold."""
+    """Conditions of a rule; all that are given must hold.
+
+    ``unhealthy`` names a model: it is disabled, or its circuit is open because it failed repeatedly.
+    """
 
     task: Name | None = None
     profile: Name | None = None
@@ -131,6 +134,7 @@ class When(Strict):
     tenant: str | None = None
     role: str | None = None
     prompt_tokens: Between | None = None
+    unhealthy: Name | None = None
 
 
 class Rule(Strict):

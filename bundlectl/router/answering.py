@@ -29,7 +29,10 @@ _NOT_CHECKED = ValidationRecord(outcome="not_checked")
 
 def choose_route(run: Run) -> None:
     """Take the first rule that matches and prepare the calls."""
-    name, run.route_why = run.compiled.select.choose(run.request, run.task.format, run.prompt_tokens or 0)
+    compiled = run.compiled
+    name, run.route_why = compiled.select.choose(
+        run.request, run.task.format, run.prompt_tokens or 0, compiled.unhealthy
+    )
     route = run.route = run.compiled.routes[name]
     if route.asynchronous and run.request.latency_class != "batch":
         raise ContractError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -138,8 +139,13 @@ class Compiled:
     identities: KnownIdentities
     limits: CompiledLimits
     breakers: Mapping[str, Breaker]
+    disabled: frozenset[str]
     prices: PriceBook
     input_key: bytes
+
+    def unhealthy(self, model: str) -> bool:
+        """Say whether a model is not asked now: its circuit is open, or the bindings disable it."""
+        return model in self.disabled or self.breakers[model].resting(time.monotonic())
 
 
 async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: World) -> Compiled:
@@ -173,6 +179,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         identities=made.identities,
         limits=CompiledLimits(bindings.limits, made.routes, bindings.models, made.prices),
         breakers={name: Breaker() for name in parts.models},
+        disabled=frozenset(bindings.disabled_models),
         prices=made.prices,
         input_key=world.input_key,
     )
@@ -257,9 +264,10 @@ def _check_names(parts: Components) -> None:
         ("model", [route.model for route in routes.values()], parts.models),
         ("route", [name for route in routes.values() for name in route.fallback], routes),
         ("route", [rule.use for rule in parts.routes.select], routes),
+        ("model", [rule.when.unhealthy for rule in parts.routes.select if rule.when], parts.models),
     ):
         for name in named:
-            if name not in held:
+            if name is not None and name not in held:
                 raise VerificationFailed(f"The bundle refers to the {what} {name}, which it does not have.")
 
 
@@ -326,7 +334,8 @@ def _route(name: str, route: Route, parts: Components, bindings: Bindings, world
     elif world.make_provider is not None:
         provider = world.make_provider(route.model, model, binding, world)
     else:
-        provider = make_provider(route.model, model, binding, world, bindings.guards)
+        in_jobs = route.mode == "async"
+        provider = make_provider(route.model, model, binding, world, bindings.guards, in_jobs=in_jobs)
     return CompiledRoute(
         name=name,
         model_name=route.model,
@@ -342,7 +351,13 @@ def _route(name: str, route: Route, parts: Components, bindings: Bindings, world
 
 
 def make_provider(
-    name: str, model: Model, binding: ModelBinding, world: World, guards: Mapping[str, Mapping[str, Any]]
+    name: str,
+    model: Model,
+    binding: ModelBinding,
+    world: World,
+    guards: Mapping[str, Mapping[str, Any]],
+    *,
+    in_jobs: bool = False,
 ) -> Provider:
     """Open the provider of one model at its bound address; it may wait for AWS, so not on the event loop.
 
@@ -373,7 +388,7 @@ def make_provider(
     if model.provider == "bedrock":
         from bundlectl.inference.bedrock import open_bedrock
 
-        return open_bedrock(name, model, binding, guards, world.session, world.environ, credential)
+        return open_bedrock(name, model, binding, guards, world.session, world.environ, credential, in_jobs=in_jobs)
     from bundlectl.inference.sagemaker import open_sagemaker
 
     return open_sagemaker(name, binding, world.session, world.environ)

@@ -30,6 +30,10 @@ class Breaker:
         self.probing = True
         return True
 
+    def resting(self, now: float) -> bool:
+        """Say whether calls are not made now; unlike :meth:`allows` it takes no probe."""
+        return self.opened is not None and (now - self.opened < OPEN_SECONDS or self.probing)
+
     def succeeded(self) -> None:
         """Close it."""
         self.failures = 0

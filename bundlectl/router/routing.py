@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bundlectl.inference.provider import Provider
@@ -47,14 +47,20 @@ class RouteTable:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = [(rule.when, rule.use, _why(n, len(rules), rule)) for n, rule in enumerate(rules, start=1)]
 
-    def choose(self, request: Request, response_format: str, prompt_tokens: int) -> tuple[str, str]:
-        """Give the route's name and why it was chosen, for people.
+    def choose(
+        self,
+        request: Request,
+        response_format: str,
+        prompt_tokens: int,
+        unhealthy: Callable[[str], bool] = lambda model: False,
+    ) -> tuple[str, str]:
+        """Give the route's name and why it was chosen, for people; ``unhealthy`` says it of a model.
 
         Raises:
             NoRoute: no rule matches.
         """
         for when, use, why in self._rules:
-            if when is None or _matches(when, request, response_format, prompt_tokens):
+            if when is None or _matches(when, request, response_format, prompt_tokens, unhealthy):
                 return use, why
         raise NoRoute(
             "No rule of this release selects a route for the request.",
@@ -62,7 +68,9 @@ class RouteTable:
         )
 
 
-def _matches(when: When, request: Request, response_format: str, prompt_tokens: int) -> bool:
+def _matches(
+    when: When, request: Request, response_format: str, prompt_tokens: int, unhealthy: Callable[[str], bool]
+) -> bool:
     return (
         when.task in (None, request.task)
         and when.profile in (None, request.policy_profile)
@@ -71,6 +79,7 @@ def _matches(when: When, request: Request, response_format: str, prompt_tokens: 
         and when.tenant in (None, request.tenant_id)
         and when.role in (None, request.user_role)
         and (when.prompt_tokens is None or _between(when.prompt_tokens, prompt_tokens))
+        and (when.unhealthy is None or unhealthy(when.unhealthy))
     )
 
 

@@ -398,6 +398,27 @@ async def test_a_defect_leaves_a_receipt_and_is_no_answer() -> None:
     assert s.receipts.last.error == {"error": "defect", "stage": "retrieval"}
 
 
+async def test_a_rule_leads_around_an_unhealthy_model(fake: FakeModels) -> None:
+    """Before any attempt, so that the answer is a route of its own and no degraded one."""
+    values = parts()
+    around = Rule(when=When(unhealthy="small"), use="second")
+    values["routes"] = values["routes"].model_copy(update={"select": [around, *values["routes"].select]})
+    async with setting(fake.base_url, values=values) as s:
+        assert (await s.router.handle(contract(), LOCAL)).answer.route == "fast"
+        for failing in range(5):
+            assert not s.compiled.unhealthy("small"), failing
+            s.compiled.breakers["small"].failed(time.monotonic())
+        outcome = await s.router.handle(contract(), LOCAL)
+        assert outcome.answer.route == "second" and outcome.answer.degraded is None
+        assert outcome.receipt.route_why == "rule 1 of 5: unhealthy is small"
+        assert [a.model for a in outcome.receipt.attempts] == ["own"]
+        s.compiled.breakers["small"].opened -= 60
+        assert (await s.router.handle(contract(), LOCAL)).answer.route == "fast", "the probe goes through"
+    off = {"disabled_models": ["small"], "models": {"own": {"base_url": fake.base_url}}}
+    async with setting(fake.base_url, values=values, bindings=off) as s:
+        assert (await s.router.handle(contract(), LOCAL)).answer.route == "second"
+
+
 async def test_no_rule_matches(fake: FakeModels) -> None:
     values = parts()
     values["routes"] = Routes(routes={"a": Route(model="small")}, select=[Rule(when=When(role="x"), use="a")])
