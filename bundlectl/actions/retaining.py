@@ -84,6 +84,10 @@ def kept_bundles(ctx: Context, keyring: VerifiedKeyring, app: str, retention: Re
                 before = kept.get(bundle)
                 own, told = (reports, why) if bundle == entry.release.bundle else (frozenset(), f"named by {why}")
                 kept[bundle] = Kept(bundle, before.why if before else told, own | (before.reports if before else own))
+    for environment, gate in sorted(policy.environments.items()):
+        for anchor in (requirement.anchor for requirement in gate.evaluations):
+            if anchor is not None:
+                kept.setdefault(anchor, Kept(anchor, f"the anchor of {app}:{environment}"))
     for bundle in ctx.registry.bundles(app):
         if bundle not in kept:
             newest = _last_attested(ctx.registry, app, bundle)

@@ -116,7 +116,8 @@ class EvaluationRequirement(Strict):
     """One suite that must have passed. Digests, where given, pin the exam; a candidate does not set its own.
 
     ``floors``: the least mean by scorer. ``no_worse``: how much worse, by scorer, than what is live in the environment
-    is still no worse; judged from the comparison in the signed result.
+    is still no worse; judged from the comparison in the signed result. ``anchor``: a bundle that it has to be no worse
+    than as well, by the same margins, so that many small steps down do not add up.
     """
 
     suite: Name
@@ -125,7 +126,14 @@ class EvaluationRequirement(Strict):
     max_age: Duration | None = None
     floors: dict[Name, Annotated[float, Field(ge=0, le=1)]] = {}
     no_worse: dict[Name, Annotated[float, Field(gt=0, le=1)]] | None = None
+    anchor: Digest | None = None
     threshold: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _anchor_by_margins(self) -> EvaluationRequirement:
+        if self.anchor is not None and not self.no_worse:
+            raise ValueError("an anchor is compared by the margins of no_worse, and there are none")
+        return self
 
 
 class AttestationRequirement(Strict):

@@ -14,7 +14,7 @@ from bundlectl.model.keyring import EvaluationRequirement
 from bundlectl.model.types import seconds
 from bundlectl.model.verdict import Verdict, worst
 from bundlectl.trust.check import Check
-from bundlectl.trust.evidence import blocked_reason, newest_evaluations
+from bundlectl.trust.evidence import Attested, blocked_reason, newest_evaluations
 
 if TYPE_CHECKING:
     from bundlectl.trust.gate import Situation
@@ -42,7 +42,8 @@ def judge_exam(situation: Situation, requirement: EvaluationRequirement) -> list
         verdict = worst(v for v, _ in judged)
         why = next(why for v, why in judged if v == verdict)
         checks.append(Check(name, verdict, why, "" if verdict == "pass" else _floor_fix(verdict, again)))
-    return [*checks, *_margins(situation, requirement, newest, again)]
+    checks += _margins(situation, requirement, _beside(situation, requirement, usable, newest), again)
+    return [*checks, *_anchored(situation, requirement, usable)]
 
 
 def _margins(
@@ -71,6 +72,65 @@ def _margins(
         mend = "Improve the bundle, or have the app's owners widen the margin."
         checks.append(Check(name, verdict, why, {"pass": "", "fail": mend}.get(verdict, fix)))
     return checks
+
+
+def _beside(
+    situation: Situation,
+    requirement: EvaluationRequirement,
+    usable: Sequence[Attested],
+    newest: Mapping[str, Sequence[EvaluationResult]],
+) -> Mapping[str, Sequence[EvaluationResult]]:
+    """Give the results that are judged against what is live: the newest; with an anchor the newest beside what is live.
+
+    A bundle with an anchor is evaluated twice, once beside each of the two, so that its newest result may be beside
+    the anchor. Which of several results beside one baseline counts is not the candidate's to choose: the newest does.
+    """
+    live = situation.replaces.bundle if situation.replaces is not None else None
+    if requirement.anchor is None or live is None:
+        return newest
+    beside = _compared(situation, requirement, usable, live)
+    return newest_evaluations(requirement, beside, situation.keyring) or newest
+
+
+def _anchored(situation: Situation, requirement: EvaluationRequirement, usable: Sequence[Attested]) -> list[Check]:
+    """Judge by the signed comparisons whether it is no worse than the anchor."""
+    anchor = requirement.anchor
+    if anchor is None:
+        return []
+    suite = requirement.suite
+    fix = (
+        f"bundlectl eval {situation.reference} --suite evals/{suite}.yaml --signer URI "
+        f"--baseline {situation.app}@{anchor}"
+    )
+    beside = _compared(situation, requirement, usable, anchor)
+    newest = newest_evaluations(requirement, beside, situation.keyring)
+    checks = []
+    for scorer, margin in sorted((requirement.no_worse or {}).items()):
+        name = f"anchor:{suite}/{scorer}"
+        if anchor == situation.bundle:
+            checks.append(Check(name, "pass", "It is the anchor."))
+            continue
+        judged = [_no_worse(result, scorer, margin, anchor) for results in newest.values() for result in results]
+        verdict = worst(v for v, _ in judged)
+        why = next((why for v, why in judged if v == verdict), f"It was not compared with the anchor {anchor[:19]}.")
+        mend = "Improve the bundle, or have the app's owners name another anchor."
+        checks.append(Check(name, verdict, why, {"pass": "", "fail": mend}.get(verdict, fix)))
+    return checks
+
+
+def _compared(
+    situation: Situation, requirement: EvaluationRequirement, usable: Sequence[Attested], baseline: str
+) -> list[Attested]:
+    """Give the results beside a baseline that are young enough; how old the newest of all is says nothing of them."""
+    limit = timedelta.max if requirement.max_age is None else timedelta(seconds=seconds(requirement.max_age))
+    return [
+        item
+        for item in usable
+        if isinstance(result := item.predicate, EvaluationResult)
+        and result.comparison is not None
+        and result.comparison.baseline == baseline
+        and situation.now - (result.oldest or result.finished) <= limit
+    ]
 
 
 def _no_worse(result: EvaluationResult, scorer: str, margin: float, live: str) -> tuple[Verdict, str]:

@@ -29,6 +29,8 @@ def waivable(gate: Gate) -> list[str]:
         names.append(f"age:{requirement.suite}")
         names += [f"floor:{requirement.suite}/{scorer}" for scorer in sorted(requirement.floors)]
         names += [f"no-worse:{requirement.suite}/{scorer}" for scorer in sorted(requirement.no_worse or {})]
+        if requirement.anchor is not None:
+            names += [f"anchor:{requirement.suite}/{scorer}" for scorer in sorted(requirement.no_worse or {})]
     names += ["soak"] if gate.soak else []
     names += ["freeze"] if gate.freezes else []
     return names + [f"lint:{rule}" for rule in gate.forbid_lint]

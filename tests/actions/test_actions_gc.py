@@ -17,7 +17,7 @@ from bundlectl.actions.status import history
 from bundlectl.model.canonical import canonical
 from bundlectl.model.collecting import GcState
 from bundlectl.model.errors import BackendUnavailable, Conflict, UsageError, VerificationFailed
-from bundlectl.model.keyring import Gate
+from bundlectl.model.keyring import EvaluationRequirement, Gate
 from bundlectl.registry.collecting import needs_of, read_marks, spare
 from bundlectl.registry.layout import gc_key, head_key, history_key, index_folder
 from bundlectl.registry.registry import Registry
@@ -113,6 +113,15 @@ def test_what_is_shared_or_within_retention_stays(ceremony: Ceremony) -> None:
     unsigned = ceremony.world.bundle("nobody signed it", evidence=False).digest
     assert sorted(collect(ceremony, delete=False).bundles) == sorted([never, unsigned])
     assert whole(ceremony, third)
+
+
+def test_the_anchor_of_a_policy_stays(ceremony: Ceremony) -> None:
+    first, _, _ = three(ceremony)
+    asks = EvaluationRequirement(suite="support", no_worse={"hit": 0.05}, anchor=first)
+    ceremony.world.next_policy({**GATES, "lab": Gate(evaluations=[asks])})
+    assert collect(ceremony, delete=False).step == "nothing"
+    ceremony.world.next_policy(GATES)
+    assert collect(ceremony, delete=False).bundles == [first]
 
 
 def test_reports_of_kept_bundles_stay_and_others_go(ceremony: Ceremony) -> None:

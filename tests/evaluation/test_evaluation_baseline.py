@@ -199,6 +199,25 @@ def test_a_comparison_with_something_else_than_what_is_live_is_no_evidence(shop:
     assert "is live now" in str(stopped.value.why) and f"--baseline {APP}:dev" in stopped.value.fix
 
 
+def test_a_gate_with_an_anchor_wants_a_comparison_with_it_as_well(shop: Shop) -> None:
+    anchor = shop.evaluate(f"{APP}:dev", shop.suite(1), baseline=None, sign=False).bundle
+    requirement = {"suite": "s", "no_worse": {"exact": MARGIN}, "anchor": anchor}
+    form = json.loads((shop.folder / "policy.yaml").read_text())
+    form["environments"]["dev"]["evaluations"] = [requirement]
+    (shop.folder / "policy.yaml").write_text(json.dumps(form))
+    set_policy(shop.ctx, shop.folder / "policy.yaml", app=APP)
+    second, third, suite = shop.bundle(CAREFUL + " twice"), shop.bundle(CAREFUL + " thrice"), shop.suite(120)
+    shop.evaluate(second, suite)
+    shop.release(second)  # the anchor is live, so one comparison serves
+    shop.evaluate(third, suite)
+    with pytest.raises(GateNotPassed) as stopped:
+        shop.release(third)
+    assert f"--baseline {APP}@{anchor}" in stopped.value.fix
+    again = shop.evaluate(third, suite, baseline=f"{APP}@{anchor}")
+    assert again.result.look == 2 and again.result.verdict == "pass"
+    shop.release(third)
+
+
 def test_a_suite_with_margins_needs_a_baseline(shop: Shop) -> None:
     found = shop.evaluate(shop.bundle(CAREFUL + " and more"), shop.suite(120), baseline=None)
     assert found.result.verdict == "inconclusive" and "--baseline support:prod" in found.result.why

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bundlectl.model.attestation import ComparedScore, Comparison
 from bundlectl.model.keyring import EvaluationRequirement
@@ -14,7 +16,7 @@ from bundlectl.model.verdict import Verdict
 from bundlectl.trust.gate import Check, Replaced, judge
 from bundlectl.trust.overrides import waivable
 from tests.support.trust import BUNDLE, DATASET, OTHER, asks, evaluation, opened
-from tests.trust.test_trust_gate import FAIL, GOOD, KEYRING, PASS, UNKNOWN, check, situation
+from tests.trust.test_trust_gate import FAIL, GOOD, HOUR, KEYRING, PASS, UNKNOWN, check, situation
 
 NAME = "no-worse:support/hit"
 LIVE = Replaced(OTHER)
@@ -91,6 +93,60 @@ def test_a_result_that_passes_over_a_comparison_that_does_not_contradicts_itself
 def test_margins_can_be_overridden_like_floors_and_old_policies_keep_their_digest() -> None:
     assert NAME in waivable(GATE)
     assert "no_worse" not in EvaluationRequirement(suite="support").form()
+
+
+ANCHOR = DATASET
+ANCHORED = asks(no_worse={"hit": 0.05}, anchor=ANCHOR, max_age="7d")
+
+
+def anchored(*comparisons: tuple[timedelta, Comparison], live: Replaced | None = LIVE) -> tuple[Verdict, Verdict]:
+    """Give the verdicts against what is live and against the anchor, of one evaluator's results by age."""
+    envelopes = [evaluation("evaluator-1", comparison=found, age=age) for age, found in comparisons]
+    checks = judge(situation(ANCHORED, attested=[*GOOD[:1], *opened(KEYRING, envelopes)], replaces=live))
+    return check(checks, NAME).verdict, check(checks, "anchor:support/hit").verdict
+
+
+BESIDE_LIVE, BESIDE_ANCHOR = compared(), compared(baseline=ANCHOR)
+WORSE = {"low": -0.3, "high": -0.2}
+
+
+def test_an_anchor_is_one_more_that_it_is_no_worse_than() -> None:
+    assert anchored((2 * HOUR, BESIDE_LIVE), (HOUR, BESIDE_ANCHOR)) == (PASS, PASS)
+    assert anchored((HOUR, BESIDE_LIVE), (2 * HOUR, BESIDE_ANCHOR)) == (PASS, PASS)
+    assert anchored((HOUR, BESIDE_LIVE)) == (PASS, UNKNOWN)
+    assert anchored((HOUR, BESIDE_ANCHOR)) == (UNKNOWN, PASS)
+    assert anchored((2 * HOUR, BESIDE_LIVE), (HOUR, compared(baseline=ANCHOR, **WORSE))) == (PASS, FAIL)
+    assert anchored((2 * HOUR, compared(**WORSE)), (HOUR, BESIDE_ANCHOR)) == (FAIL, PASS)
+
+
+def test_beside_each_baseline_the_newest_counts() -> None:
+    worse = compared(baseline=ANCHOR, **WORSE)
+    assert anchored((3 * HOUR, BESIDE_LIVE), (2 * HOUR, BESIDE_ANCHOR), (HOUR, worse)) == (PASS, FAIL)
+    assert anchored((3 * HOUR, BESIDE_LIVE), (2 * HOUR, worse), (HOUR, BESIDE_ANCHOR)) == (PASS, PASS)
+    assert anchored((3 * HOUR, compared(**WORSE)), (2 * HOUR, BESIDE_ANCHOR), (HOUR, BESIDE_LIVE)) == (PASS, PASS)
+
+
+def test_a_comparison_that_is_too_old_does_not_count() -> None:
+    old = timedelta(days=8)
+    assert anchored((old, BESIDE_ANCHOR), (HOUR, BESIDE_LIVE)) == (PASS, UNKNOWN)
+    assert anchored((old, BESIDE_LIVE), (HOUR, BESIDE_ANCHOR)) == (UNKNOWN, PASS)
+
+
+def test_where_the_anchor_is_live_one_comparison_serves_and_the_anchor_itself_passes() -> None:
+    assert anchored((HOUR, BESIDE_ANCHOR), live=Replaced(ANCHOR)) == (PASS, PASS)
+    gate = asks(no_worse={"hit": 0.05}, anchor=BUNDLE)
+    checks = judge(situation(gate, attested=opened(KEYRING, [evaluation("evaluator-1")]), replaces=Replaced(BUNDLE)))
+    assert check(checks, "anchor:support/hit").verdict == "pass"
+
+
+def test_an_anchor_says_how_to_be_compared_with_it_and_can_be_overridden() -> None:
+    checks = judge(situation(ANCHORED, attested=opened(KEYRING, [evaluation("evaluator-1")]), replaces=LIVE))
+    assert f"--baseline support@{ANCHOR}" in check(checks, "anchor:support/hit").fix
+    assert "anchor:support/hit" in waivable(ANCHORED)
+    assert "anchor:support/hit" not in waivable(GATE)
+    assert "anchor" not in EvaluationRequirement(suite="support", no_worse={"hit": 0.1}).form()
+    with pytest.raises(ValidationError, match="there are none"):
+        EvaluationRequirement(suite="support", anchor=ANCHOR)
 
 
 @given(
