@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from bundlectl.model.errors import GateNotPassed
 from bundlectl.trust.signers import generate_key
 from tests.evaluation.test_evaluation_baseline import APP, CAREFUL, Shop, fake, run, shop
 from tests.support.fake_models import Say
+from tests.support.workspace import spawn
 
 __all__ = ["fake", "shop"]  # fixtures
 
@@ -174,3 +178,27 @@ def test_cache_show_and_clear(shop: Shop, tmp_path: Path) -> None:
     before = asked(shop)
     run(shop, *argv)
     assert asked(shop) == before + 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_eval_keeps_what_was_paid_for(shop: Shop, number: signal.Signals) -> None:
+    equal, suite = shop.bundle(CAREFUL + " and kindness"), shop.suite(60)
+    begun = asked(shop)
+    shop.fake.delay = 0.02
+    argv = ("eval", equal, "--suite", str(suite), "--bindings", str(shop.bindings), "--concurrency", "4", "--no-cache")
+    child = spawn(shop.folder, *argv, "--registry", shop.ctx.registry_url, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while asked(shop) - begun < 20 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+    finally:
+        shop.fake.delay = 0.0
+    assert child.returncode == (130 if number is signal.SIGINT else -number), said
+    assert "Traceback" not in said
+    paid = asked(shop) - begun
+    assert 20 <= paid < 60
+    whole = shop.evaluate(equal, suite, baseline=None, cache=False)
+    assert whole.report.complete and whole.attestation is not None
+    assert asked(shop) - begun <= 60 + 4  # the four that were under way are asked again

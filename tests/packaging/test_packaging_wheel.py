@@ -89,6 +89,8 @@ def test_the_wheel_holds_package_and_data_and_nothing_else(installed: Installed)
         "bundlectl/py.typed",
         "bundlectl/scaffold/bundle.yaml",
         "bundlectl/scaffold/gitignore",
+        "bundlectl/evaluation/reports/page.css",
+        "bundlectl/evaluation/reports/page.js",
         "bundlectl/data/README.md",
         "bundlectl/data/bundles/support/bundle.yaml",
         "bundlectl/data/bundles/support/tickets/northwind/nw-1001.md",

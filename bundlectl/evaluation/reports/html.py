@@ -20,6 +20,7 @@ from bundlectl.evaluation.reports.material import Material, amount, clean, moved
 from bundlectl.evaluation.scorers.table import timed
 from bundlectl.model.contract import Answer
 from bundlectl.model.suite import Case
+from bundlectl.model.types import format_time
 
 _FOLDER: Final = Path(__file__).resolve().parent
 _CLASS: Final = {"below 1": "below"}
@@ -236,6 +237,7 @@ def _side(title: str, row: CaseResult, answers: Mapping[tuple[str, int], Answer]
         "model": row.model,
         "cited": ", ".join(row.cited),
         "seconds": None if row.seconds is None else f"{row.seconds:.3f}",
+        "answered before": format_time(row.time) if row.cached else None,
         "receipt": row.receipt,
     }
     items = "".join(f"<dt>{text(key)}</dt><dd>{text(value)}</dd>" for key, value in facts.items() if value)
