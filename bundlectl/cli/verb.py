@@ -40,7 +40,7 @@ SignerOption = Annotated[
     typer.Option(
         "--signer",
         metavar="URI",
-        help="The key to sign with: file:PATH or awskms:NAME "
+        help="What to sign with: file:PATH, awskms:NAME or sigstore: "
         "[env: BUNDLECTL_SIGNER; default: the workspace's development key]",
         show_default=False,
     ),

@@ -22,6 +22,7 @@ from bundlectl.actions.build import build
 from bundlectl.actions.context import Context
 from bundlectl.actions.doctor import examine
 from bundlectl.actions.evaluate import evaluate
+from bundlectl.actions.gc import gc
 from bundlectl.actions.keyring import keyring_show
 from bundlectl.actions.opening import open_trust
 from bundlectl.actions.policy import set_policy
@@ -31,16 +32,21 @@ from bundlectl.actions.signing import show_request, sign_request
 from bundlectl.actions.status import history
 from bundlectl.actions.trust_root import trust_root
 from bundlectl.actions.verify import verify
-from bundlectl.model.attestation import PAYLOAD_TYPE
+from bundlectl.model.attestation import PAYLOAD_TYPE, SNAPSHOT_PAYLOAD_TYPE
 from bundlectl.model.canonical import canonical, digest
+from bundlectl.model.documents import IndexPointer
 from bundlectl.model.errors import BundlectlError, GateNotPassed, UsageError, VerificationFailed
-from bundlectl.model.keyring import Keyring, Oidc, Role
+from bundlectl.model.keyring import Keyring, Oidc, Role, Soak, SoakRegistry
 from bundlectl.model.release import MAX_HEAD, Head, Release
 from bundlectl.registry.head import release_of
+from bundlectl.registry.pointers import verify_pointer
 from bundlectl.registry.registry import Registry
 from bundlectl.resolver.resolver import Resolver, VerifiedBundle
 from bundlectl.storage.directory import DirectoryStore
+from bundlectl.trust.abroad import Abroad, judge_soak_abroad
+from bundlectl.trust.envelope import envelope_bytes, seal
 from bundlectl.trust.keyring import VerifiedKeyring, check_keyring
+from bundlectl.trust.signers import open_signer
 from tests.support.ceremony import Ceremony
 from tests.support.fake_sigstore import Authority, FakeSigstore, fake_sigstore, new_key
 from tests.support.sigstore_attacker import seal_anyhow
@@ -468,6 +474,52 @@ def test_who_can_be_added(tmp_path: Path) -> None:
     shown = keyring_show(ctx)
     assert [one.name for one in shown.sigstore] == ["own"]
     assert ("ci", me.subject) in [(one.principal, one.subject) for one in shown.principals]
+
+
+def test_identities_count_wherever_keys_do(tmp_path: Path) -> None:
+    """Index pointers, gc's marks, and another registry's releases, which no promotion in these tests passes by."""
+    ceremony = Ceremony(tmp_path)
+    bundle = ceremony.world.bundle("v1").digest
+    with fake_sigstore() as sigstore:
+        trust_root(ceremony.context(), "own", sigstore.config(tmp_path), issuers=[GITHUB])
+        uris = {}
+        for role in ("indexer", "gc", "promoter"):
+            who = Oidc(issuer=GITHUB, subject=workflow(role))
+            succession.add(ceremony.context(), f"oidc-{role}", owner="platform", role=role, oidc=who)  # type: ignore[arg-type]
+            config, token = sigstore.config(tmp_path), token_of(sigstore, tmp_path, who)
+            uris[role] = f"sigstore:?identity-token-file={token}&trust-config={config}"
+        keyring = open_trust(ceremony.context())
+        now = ceremony.world.now()
+        pointer = IndexPointer(
+            app="support", index="docs", snapshot=bundle, documents=1, checked=now, actor="oidc-indexer"
+        )
+
+        def pointed(role: str) -> bytes:
+            sealed = seal(canonical(pointer.form()), SNAPSHOT_PAYLOAD_TYPE, [open_signer(uris[role])])
+            return envelope_bytes(sealed)
+
+        assert verify_pointer(pointed("indexer"), keyring, "support", "docs") == pointer
+        with pytest.raises(VerificationFailed, match="not signed by an indexer"):
+            verify_pointer(pointed("gc"), keyring, "support", "docs")
+
+        marked = gc(ceremony.context(signer_uri=uris["gc"]), "support")
+        assert marked.app == "support"
+        ceremony.later(hours=25)
+        gc(ceremony.context(signer_uri=uris["gc"]), "support", delete=True)
+
+        made = promote(
+            ceremony.context(signer_uri=uris["promoter"]), f"support@{bundle}", environment="dev", reason="x"
+        ).released
+        assert made is not None
+        head = ceremony.world.head_of("dev")[1]
+        abroad = Abroad(open_trust(ceremony.context()), [head.release])
+        registry = SoakRegistry(id=ceremony.world.pin, keyring=ceremony.world.pin)
+        soak = Soak(environment="dev", registry=registry)
+        asked: dict[str, Any] = {"app": "support", "bundle": bundle, "now": ceremony.world.now()}
+        assert judge_soak_abroad(soak, registry, abroad, **asked).verdict == "pass"
+        succession.compromise(ceremony.context(), "oidc-promoter", reason="taken over")
+        abroad = Abroad(open_trust(ceremony.context()), [head.release])
+        assert judge_soak_abroad(soak, registry, abroad, **asked).verdict == "inconclusive"
 
 
 def test_root_judges_a_trusted_root_where_it_signs(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ class FakeSigstore:
     refuse: int = 0
     stall: float = 0
     two_names: str = ""
+    audience: str = "sigstore"
     stamps: Stamps | None = None
     entries: list[bytes] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)
@@ -112,7 +113,7 @@ class FakeSigstore:
     def token(self, folder: Path, issuer: str, subject: str, **claims: Any) -> Path:
         """Write an identity token; an issuer like GitHub's says in ``job_workflow_ref`` what the certificate names."""
         now = int(time.time())
-        said = {"iss": issuer, "sub": subject, "aud": "sigstore", "iat": now, "nbf": now - 5, "exp": now + 600}
+        said = {"iss": issuer, "sub": subject, "aud": self.audience, "iat": now, "nbf": now - 5, "exp": now + 600}
         file = folder / f"token-{secrets.token_hex(4)}"
         file.write_text(jwt.encode({**said, **claims}, self.provider, algorithm="HS256") + "\n")
         return file
@@ -161,7 +162,7 @@ class FakeSigstore:
 
     def certify(self, token: str, request: x509.CertificateSigningRequest) -> list[x509.Certificate]:
         """Fulcio: issue to whom the token names; the chain, leaf first."""
-        said = jwt.decode(token, self.provider, algorithms=["HS256"], audience="sigstore")
+        said = jwt.decode(token, self.provider, algorithms=["HS256"], audience=self.audience)
         key = request.public_key()
         start = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=5) - self.backdated
         builder = (

@@ -102,6 +102,17 @@ def test_the_public_instance_is_the_default(
     assert public_root()["tlogs"] == sigstore.trusted_root["tlogs"]
 
 
+def test_another_audience(sigstore: FakeSigstore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sigstore.audience = "our-sigstore"
+    token, config = sigstore.token(tmp_path, ISSUER, SUBJECT), sigstore.config(tmp_path)
+    with pytest.raises(UsageError, match="identity token cannot be used"):
+        open_signer(f"sigstore:?identity-token-file={token}&trust-config={config}")
+    open_signer(f"sigstore:?identity-token-file={token}&trust-config={config}&audience=our-sigstore")
+    monkeypatch.setenv("GITLAB_CI", "true")
+    monkeypatch.setenv("OUR_SIGSTORE_ID_TOKEN", token.read_text().strip())
+    open_signer(f"sigstore:?trust-config={config}&audience=our-sigstore")
+
+
 def test_no_identity(sigstore: FakeSigstore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no CI job that is known") as caught:
         open_signer(f"sigstore:?trust-config={sigstore.config(tmp_path)}")
