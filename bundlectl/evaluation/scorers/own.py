@@ -103,6 +103,9 @@ class OwnScorer:
             self._hangs += 1
             await self._end()
             return failed(f"the scorer took longer than {limit:g} s, and was stopped")
+        except asyncio.CancelledError:
+            await self._end()  # or its late answer would be taken for the next row's
+            raise
         if answer is None or "raised" in answer:
             await self._end()
             return self._crashed(answer["raised"] if answer else "its process ended")

@@ -31,16 +31,20 @@ class _NoScorer(Exception):
 
 def main() -> None:
     """Load, answer, until there is nothing more to read."""
-    # Standard output is for answers alone: what the code prints must not be taken for one.
+    # Both are for samples and answers alone: what the code prints must not be taken for an answer, nor must it, or what
+    # it starts, read a sample.
+    samples = os.fdopen(os.dup(0), "r", encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
     os.dup2(2, 1)
-    loading = json.loads(sys.stdin.readline())
+    loading = json.loads(samples.readline())
     place = loading["shown"]
     sys.excepthook = _last_words(answers, place, loading=True)
     score = _load(loading)
     _say(answers, {"loaded": True})
     sys.excepthook = _last_words(answers, place, loading=False)
-    for line in sys.stdin:
+    for line in samples:
         _say(answers, _answer(score(_sample(json.loads(line)))))
 
 
