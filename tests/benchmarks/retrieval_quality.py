@@ -324,7 +324,7 @@ def textbook(corpus: Corpus) -> np.ndarray:
 
 
 def retrieval_quality(effort: Effort) -> list[Result]:
-    """Give the bench's lines: hybrid against BM25 alone, same chunks, on the corpora that nothing was tuned on."""
+    """Give the bench's lines: the default against hybrid, same chunks, on the corpora that nothing was tuned on."""
     from tests.benchmarks.measure import Result
 
     if not DATA.is_dir():
@@ -332,11 +332,14 @@ def retrieval_quality(effort: Effort) -> list[Result]:
     found = []
     for row in test((spans(name) for name in HELD_OUT), ("lexical", "hybrid")):
         if row["setting"] == "lexical":
-            against = float(str(row["ndcg@10"]))
+            default = float(str(row["ndcg@10"]))
         elif row["setting"] == "hybrid":
-            ours = float(str(row["ndcg@10"]))
-            note = f"{row['questions']} questions; paired difference {row['difference']} [{row['low']}, {row['high']}]"
-            found.append(Result(f"retrieval, {row['corpus']}", ours, against, ours / against, "nDCG@10", note))
+            hybrid = float(str(row["ndcg@10"]))
+            gap = f"hybrid less lexical {row['difference']} [{row['low']}, {row['high']}]"
+            note = (
+                f"lexical against hybrid, {row['questions']} questions; {gap}; the default holds unless that is above 0"
+            )
+            found.append(Result(f"retrieval, {row['corpus']}", default, hybrid, default / hybrid, "nDCG@10", note))
     return found
 
 
