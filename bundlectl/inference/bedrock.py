@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from bundlectl.inference.aws import AwsService, event_of, open_service, path_part, read_frames
 from bundlectl.inference.aws_region import region_of
+from bundlectl.inference.aws_session import aws_session
 from bundlectl.inference.bedrock_settings import BedrockGuard, ConverseParameters, first_problem
 from bundlectl.inference.converse import Conversation, ConverseStream, read_parameters
 from bundlectl.inference.http import deadline, failures, read_json
-from bundlectl.inference.provider import Delta, ModelCall, ModelReply
+from bundlectl.inference.provider import Delta, ModelCall, ModelReply, Provider
 from bundlectl.inference.streaming import stream_reply, whole_of
 from bundlectl.model.bindings import ModelBinding
 from bundlectl.model.components import Model
@@ -45,7 +46,7 @@ class BedrockProvider:
         what = _name(call)
         if call.must_stream:
             return await whole_of(self.stream(call), what)
-        conversation = self._conversation(call)
+        conversation = self.conversation(call)
         async with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):
             response = await self._post(conversation, "converse", stream=False)
             try:
@@ -57,7 +58,7 @@ class BedrockProvider:
     def stream(self, call: ModelCall) -> AsyncGenerator[Delta, None]:
         """Make one attempt, giving text as it comes; the last delta carries the whole reply."""
         what = _name(call)
-        conversation = self._conversation(call)
+        conversation = self.conversation(call)
 
         async def read(response: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str, bytes], None]:
             async for frame in read_frames(response, what):
@@ -68,8 +69,9 @@ class BedrockProvider:
 
         return stream_reply(call, what, begin, read, ConverseStream(conversation))
 
-    def _conversation(self, call: ModelCall) -> Conversation:
-        called = self._called(call)
+    def conversation(self, call: ModelCall) -> Conversation:
+        """Give a call in the form of Converse."""
+        called = self.called(call)
         return Conversation(
             call=call,
             parameters=read_parameters(call, _name(call)),
@@ -78,11 +80,12 @@ class BedrockProvider:
             what=_name(call),
         )
 
-    def _called(self, call: ModelCall) -> str:
+    def called(self, call: ModelCall) -> str:
+        """Give the id or inference profile that is called."""
         return self._profile or call.model or ""
 
     async def _post(self, conversation: Conversation, operation: str, *, stream: bool) -> aiohttp.ClientResponse:
-        path = f"/model/{path_part(self._called(conversation.call))}/{operation}"
+        path = f"/model/{path_part(self.called(conversation.call))}/{operation}"
         return await self._service.post(path, conversation.body(stream=stream), {}, conversation.what)
 
 
@@ -94,8 +97,12 @@ def open_bedrock(
     http: aiohttp.ClientSession,
     environ: Mapping[str, str],
     api_key: str | None,
-) -> BedrockProvider:
+    *,
+    in_jobs: bool = False,
+) -> Provider:
     """Open the provider of a model as it is bound; not on the event loop, see :func:`open_service`.
+
+    ``in_jobs``: it serves a route of mode ``async``, whose calls become batch jobs where a place for them is bound.
 
     Raises:
         UsageError: its parameters, the binding ``guards.bedrock`` or the AWS configuration do not fit.
@@ -127,7 +134,17 @@ def open_bedrock(
         environ=environ,
         bearer=api_key,
     )
-    return BedrockProvider(service, profile=binding.inference_profile, guard=guard)
+    online = BedrockProvider(service, profile=binding.inference_profile, guard=guard)
+    if not in_jobs or binding.batch_s3 is None or binding.batch_role is None:
+        return online
+    from bundlectl.inference.bedrock_jobs import BedrockJobs
+    from bundlectl.inference.sagemaker_async import requests_place
+
+    place = requests_place(name, binding.batch_s3, "batch_s3")
+    aws = aws_session(http)
+    return BedrockJobs(
+        online, aws.client("bedrock", service.region), aws.client("s3", service.region), place, binding.batch_role
+    )
 
 
 def _name(call: ModelCall) -> str:

@@ -62,7 +62,7 @@ def provider_misfits(
             # Where texts are sent is never guessed.
             return [] if binding.base_url else [f"the model {name} has no base_url, and is not among disabled_models"]
         case "bedrock":
-            return _bedrock(name, model, guards)
+            return _bedrock(name, model, guards) + _jobs(name, binding)
         case "sagemaker":
             return sagemaker_misfits(name, binding)
         case _:
@@ -83,6 +83,15 @@ def sagemaker_misfits(name: str, binding: ModelBinding) -> list[str]:
             "endpoints do not choose by request"
         )
     return problems
+
+
+def _jobs(name: str, binding: ModelBinding) -> list[str]:
+    """Say what keeps calls of a model from becoming batch jobs where they are meant to."""
+    if (binding.batch_s3 is None) != (binding.batch_role is None):
+        return [f"the model {name} needs both batch_s3 and batch_role for batch jobs, and has one of them"]
+    if binding.batch_s3 is not None and not binding.batch_s3.startswith("s3://"):
+        return [f"the model {name} has a batch_s3 that is no place in S3, like s3://bucket/prefix/"]
+    return []
 
 
 def _bedrock(name: str, model: Model, guards: Mapping[str, Mapping[str, Any]]) -> list[str]:

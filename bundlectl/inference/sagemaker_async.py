@@ -148,7 +148,7 @@ class SageMakerAsyncProvider:
             raise ProviderError("unavailable", f"{what}: its bucket cannot be reached.", why=why) from error
 
 
-def requests_place(name: str, uri: str) -> S3Place:
+def requests_place(name: str, uri: str, field: str = "async_input") -> S3Place:
     """Read the bound prefix, with a slash at its end.
 
     Raises:
@@ -157,7 +157,7 @@ def requests_place(name: str, uri: str) -> S3Place:
     found = parse_place(uri)
     if found is None:
         raise UsageError(
-            f"Model {name} is bound to async_input {uri}, which is no place in S3.",
+            f"Model {name} is bound to {field} {uri}, which is no place in S3.",
             fix="Write it like s3://bucket/prefix/.",
         )
     return S3Place(found.bucket, found.key if not found.key or found.key.endswith("/") else f"{found.key}/")

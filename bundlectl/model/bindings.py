@@ -21,7 +21,8 @@ class ModelBinding(Strict):
 
     ``inference_profile`` (Bedrock) and ``endpoint`` (SageMaker) take the place of the bundle's own ``model``;
     ``inference_component`` and ``target_variant`` choose among what a SageMaker endpoint holds; ``async_input``, an S3
-    prefix that requests are put under, is for asynchronous ones.
+    prefix that requests are put under, is for asynchronous ones. ``batch_s3``, an S3 prefix, and ``batch_role``, the
+    ARN of the role that may read and write there, make batch jobs of Bedrock out of what routes of mode async ask.
     """
 
     base_url: str | None = None
@@ -32,6 +33,8 @@ class ModelBinding(Strict):
     inference_component: str | None = None
     target_variant: str | None = None
     async_input: str | None = None
+    batch_s3: str | None = None
+    batch_role: str | None = None
 
 
 DEFAULT: Final = "default"
