@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
@@ -55,7 +56,7 @@ class Strict(BaseModel):
             raise TypeError(f"{cls.__name__} has {len(cls.__pydantic_fields__)} fields, {len(values)} were given")
         made = cls.__new__(cls)
         _set(made, "__dict__", values)
-        _set(made, "__pydantic_fields_set__", set(values))
+        _set(made, "__pydantic_fields_set__", _all_fields(cls))
         _set(made, "__pydantic_extra__", None)
         _set(made, "__pydantic_private__", None)
         return made
@@ -72,6 +73,11 @@ def lean(value: StrictT) -> StrictT:
     return value
 
 
+@lru_cache
+def _all_fields(model: type[BaseModel]) -> set[str]:
+    return set(model.__pydantic_fields__)
+
+
 def _time(value: Any) -> Any:
     if isinstance(value, str):
         if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", value):
@@ -86,7 +92,7 @@ def _time(value: Any) -> Any:
 
 def format_time(value: datetime) -> str:
     """Write a time as RFC 3339, UTC, whole seconds: ``2026-11-23T18:00:00Z``."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return value.astimezone(UTC).isoformat()[:19] + "Z"
 
 
 def seconds(duration: str) -> float:

@@ -20,7 +20,7 @@ def check_access(run: Run) -> None:
     The resource is the request's own tenant's; the policies' room compares both.
     """
     request = run.request
-    beyond = sorted(set(request.data_scope) - set(run.task.scopes))
+    beyond = sorted(set(request.data_scope).difference(run.task.scopes))
     if beyond:
         run.access = "deny"
         raise Refusal("access_denied", f"{', '.join(beyond)} is beyond what this task may see.")

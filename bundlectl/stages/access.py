@@ -65,7 +65,8 @@ class AccessQuestion:
     resource_tenant: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scopes", frozenset(self.scopes))
+        if type(self.scopes) is not frozenset:
+            object.__setattr__(self, "scopes", frozenset(self.scopes))
 
 
 @dataclass(frozen=True, slots=True)
