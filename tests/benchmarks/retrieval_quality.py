@@ -337,7 +337,7 @@ def retrieval_quality(effort: Effort) -> list[Result]:
             hybrid = float(str(row["ndcg@10"]))
             gap = f"hybrid less lexical {row['difference']} [{row['low']}, {row['high']}]"
             note = (
-                f"lexical against hybrid, {row['questions']} questions; {gap}; the default holds unless that is above 0"
+                f"lexical against hybrid, {row['questions']} questions; {gap}; the default holds unless it is above 0"
             )
             found.append(Result(f"retrieval, {row['corpus']}", default, hybrid, default / hybrid, "nDCG@10", note))
     return found
