@@ -121,7 +121,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.delenv("BUNDLECTL_PIN", raising=False)
     for key, value in aws.environ.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr("bundlectl.storage.s3.open_client", _client)
+    monkeypatch.setattr("bundlectl.storage.s3.open_client", lambda service, **_: _client(service))
     # Some tests lead Parameter Store astray.
     monkeypatch.setattr(
         "bundlectl.storage.ssm.open_client", lambda service: _client(service, os.environ.get("AWS_ENDPOINT_URL_SSM"))
