@@ -141,6 +141,10 @@ def evaluate(
         loaded = read_suite(file)
         for warning in loaded.undecidable():
             ctx.reporter.warn(warning)
+        if baseline is None and (preferring := paired(loaded.suite.scorers)):
+            ctx.reporter.warn(
+                f"there is no baseline to prefer anything to, so nothing is scored by {', '.join(preferring)}"
+            )
         loaded = loaded.only(settings.only) if settings.only else loaded
         chosen = settings
         if settings.report is not None and len(files) > 1:
@@ -355,7 +359,7 @@ class _Evaluation:
             earlier=rows,
             unfit=undecided,
         )
-        result = self._judged(result, report)
+        result = self._judged(result, report, poolable)
         given = [*report.cases, *(report.baseline.cases if report.baseline is not None and not stored else [])]
         cached = sum(1 for row in given if row.cached)
         oldest = min((row.time for row in given), default=None)
@@ -392,19 +396,17 @@ class _Evaluation:
 
     def _unfit(self, report: Report, poolable: Sequence[Look]) -> dict[str, str]:
         """Say which judged scorers may not decide."""
-        beside = report.baseline
-        theirs = [*beside.cases, *baseline_rows_of(poolable, beside.bundle, beside.bindings)] if beside else []
-        ours = [*report.cases, *rows_of(poolable)]
+        ours, theirs = _both(report, poolable)
         return unfit(self._loaded.suite, self._scorers, self._loaded.calibrations, ours, theirs)
 
-    def _judged(self, result: EvaluationResult, report: Report) -> EvaluationResult:
+    def _judged(self, result: EvaluationResult, report: Report, poolable: Sequence[Look]) -> EvaluationResult:
         """Add who judged, how well those agree with people, and what they cost."""
         every = [*report.cases, *(report.baseline.cases if report.baseline is not None else [])]
         spent = [row.judging for row in every if row.judging is not None]
         return result.model_copy(
             update={
                 "judging": math.fsum(spent) if spent else None,
-                "scorers": identities(self._scorers, self._loaded.calibrations, every),
+                "scorers": identities(self._scorers, self._loaded.calibrations, *_both(report, poolable)),
             }
         )
 
@@ -447,6 +449,13 @@ class _Evaluation:
         statement = make_statement(self._app, self._bundle.digest, EVALUATION, result.form())
         envelope = seal(statement, PAYLOAD_TYPE, [self._signer])
         return self._ctx.registry.attach(self._app, self._bundle.digest, "evaluation", envelope)
+
+
+def _both(report: Report, poolable: Sequence[Look]) -> tuple[list[CaseResult], list[CaseResult]]:
+    """Give the rows that count for candidate and baseline, those of earlier looks among them."""
+    beside = report.baseline
+    theirs = [*beside.cases, *baseline_rows_of(poolable, beside.bundle, beside.bindings)] if beside else []
+    return [*report.cases, *rows_of(poolable)], theirs
 
 
 def _stopped(budget: Budget) -> str:

@@ -107,22 +107,27 @@ def _models(rows: Iterable[CaseResult]) -> dict[str, set[str]]:
 
 
 def identities(
-    scorers: Mapping[str, AnyScorer], calibrations: Mapping[str, Calibration], rows: Sequence[CaseResult]
+    scorers: Mapping[str, AnyScorer],
+    calibrations: Mapping[str, Calibration],
+    candidate: Sequence[CaseResult],
+    baseline: Sequence[CaseResult] = (),
 ) -> list[ScorerIdentity] | None:
     """Give what a signed result says of scorers that ask: who they are, which models judged, how well they agree."""
-    models = _models(rows)
+    ours, theirs = _models(candidate), _models(baseline)
     found = []
     for key, scorer in scorers.items():
         if not isinstance(scorer, AwaitedScorer):
             continue
-        record = calibrations.get(key) if isinstance(scorer, JudgedScorer) else None
-        found.append(
-            ScorerIdentity(
-                scorer=key,
-                identity=dict(scorer.identity),
-                models=sorted(models.get(key, ())),
-                calibration=record.figures if record is not None else None,
-                calibration_digest=record.digest if record is not None else None,
+        said = ScorerIdentity(scorer=key, identity=dict(scorer.identity))
+        if isinstance(scorer, JudgedScorer):
+            record, models = calibrations.get(key), (ours.get(key, set()), theirs.get(key, set()))
+            said = said.model_copy(
+                update={
+                    "models": sorted(models[0] | models[1]),
+                    "unfit": _unfit(scorer, record, *models),
+                    "calibration": record.figures if record is not None else None,
+                    "calibration_digest": record.digest if record is not None else None,
+                }
             )
-        )
+        found.append(said)
     return found or None

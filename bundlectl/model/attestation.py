@@ -223,12 +223,14 @@ class CalibrationFigures(Strict):
 class ScorerIdentity(Strict):
     """A scorer whose scores depend on more than its line of the suite: a judge, or a library's version.
 
-    ``models``: those that judged, by the ids that their provider returned.
+    ``models``: those that judged, by the ids that their provider returned. ``unfit``: why it may decide nothing; its
+    scores are shown, whatever a suite or a policy asks of them.
     """
 
     scorer: Name
     identity: dict[str, Any]
     models: list[str] = []
+    unfit: str | None = None
     calibration: CalibrationFigures | None = None
     calibration_digest: Digest | None = None
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 LEAST_GROUPS = 20
 """Groups of cases under which a comparison decides nothing; the evaluator's own rule, asked again here."""
 
+LEAST_LABELS = 100
+"""Answers that people labelled, under which a judge's scores decide nothing; the evaluator's own rule."""
+
 CLOCK_SKEW = timedelta(minutes=5)
 """How far an evaluator's clock may be ahead of ours."""
 
@@ -142,6 +145,8 @@ def _no_worse(result: EvaluationResult, scorer: str, margin: float, live: str) -
             "inconclusive",
             f"It was compared with {comparison.baseline[:19]}, and {live[:19]} is live now.",
         )
+    if (undecided := _undecided(result, scorer)) is not None:
+        return "inconclusive", undecided
     found = [score for score in comparison.scores if score.scorer == scorer and score.tag is None]
     if len(found) != 1:
         return "inconclusive", f"The comparison has {'no' if not found else 'more than one'} score {scorer!r}."
@@ -156,6 +161,18 @@ def _no_worse(result: EvaluationResult, scorer: str, margin: float, live: str) -
     if score.high < 0:
         return "fail", f"{said}: worse, beyond the margin of {margin:g}."
     return "inconclusive", f"{said}, which reaches below the margin of {margin:g}{_more(score)}."
+
+
+def _undecided(result: EvaluationResult, scorer: str) -> str | None:
+    """Say why a scorer that asks a judge may decide nothing; the evaluator's own rule, asked again here."""
+    for said in result.scorers or []:
+        if said.scorer != scorer or not ("judge" in said.identity or said.unfit):
+            continue
+        if said.unfit is not None:
+            return f"{scorer} is shown and decides nothing: {said.unfit}."
+        if said.calibration is None or said.calibration.labels < LEAST_LABELS:
+            return f"{scorer} is judged by a model that was not held against {LEAST_LABELS} labels of people."
+    return None
 
 
 def _more(score: ComparedScore) -> str:
@@ -193,6 +210,8 @@ def _age(
 
 def _floor(result: EvaluationResult, scorer: str, floor: float) -> tuple[Verdict, str]:
     """Judge one floor. Cases without a score count 0 for a pass and 1 for a fail: what is unknown never helps."""
+    if (undecided := _undecided(result, scorer)) is not None:
+        return "inconclusive", undecided
     found = [score for score in result.scores if score.scorer == scorer and score.tag is None]
     if len(found) != 1:
         return "inconclusive", f"The evaluation has {'no' if not found else 'more than one'} score {scorer!r}."

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bundlectl.model.attestation import ComparedScore, Comparison
+from bundlectl.model.attestation import CalibrationFigures, ComparedScore, Comparison, ScorerIdentity
 from bundlectl.model.keyring import EvaluationRequirement
 from bundlectl.model.verdict import Verdict
 from bundlectl.trust.gate import Check, Replaced, judge
@@ -159,3 +159,26 @@ def test_a_lower_interval_or_fewer_groups_never_bring_a_pass(
     before = judged(compared(low=low, high=low + width, groups=groups)).verdict
     after = judged(compared(low=low - down, high=low + width, groups=max(0, groups - fewer))).verdict
     assert after != "pass" or before == "pass"
+
+
+def _by_a_judge(*, labels: int | None = 100, unfit: str | None = None) -> list[ScorerIdentity]:
+    found = CalibrationFigures(labels=labels, good=1, bad=1, errors=0) if labels is not None else None
+    return [ScorerIdentity(scorer="hit", identity={"judge": {"model": "m"}}, calibration=found, unfit=unfit)]
+
+
+@pytest.mark.parametrize(
+    ("scorers", "verdict"),
+    [
+        (_by_a_judge(), PASS),
+        (_by_a_judge(labels=99), UNKNOWN),
+        (_by_a_judge(labels=None), UNKNOWN),
+        (_by_a_judge(unfit="its judge is another one"), UNKNOWN),
+        ([ScorerIdentity(scorer="hit", identity={"libraries": {"ragas": "0.4.3"}})], PASS),
+        ([one.model_copy(update={"scorer": "other"}) for one in _by_a_judge(labels=None)], PASS),
+    ],
+)
+def test_a_policy_decides_nothing_by_a_judge_that_may_not(scorers: list[ScorerIdentity], verdict: Verdict) -> None:
+    assert judged(compared(), scorers=scorers).verdict == verdict
+    result = opened(KEYRING, [evaluation("evaluator-1", scorers=scorers)])
+    floor = judge(situation(asks(floors={"hit": 0.5}), attested=[*GOOD[:1], *result], replaces=LIVE))
+    assert check(floor, "floor:support/hit").verdict == verdict
