@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import aiohttp
 import uvicorn
@@ -16,6 +17,7 @@ from bundlectl.actions.listening import Graceful, address_of, bind, configured, 
 from bundlectl.actions.locating import locate_to_serve
 from bundlectl.actions.opening import read_pin
 from bundlectl.actions.routing import input_key, receipts_folder
+from bundlectl.actions.sharing import open_redis
 from bundlectl.inference.embeddings import open_embedder
 from bundlectl.inference.http import open_session
 from bundlectl.inference.presidio import PresidioProcesses
@@ -29,9 +31,14 @@ from bundlectl.resolver.trusted import VerifiedBundle
 from bundlectl.router.assemble import Compiled, World, assemble
 from bundlectl.router.indexes import Indexes
 from bundlectl.router.key_sets import KeySets
+from bundlectl.router.limits import Counts
+from bundlectl.router.limits_memory import MemoryCounts
 from bundlectl.router.router import Router
 from bundlectl.router.server import Served, Server, check_bind
 from bundlectl.storage.store import open_store
+
+if TYPE_CHECKING:
+    from bundlectl.router.redis_link import RedisLink
 
 
 def serve(
@@ -42,6 +49,7 @@ def serve(
     port: int,
     poll: float,
     batches: BatchPlace | None = None,
+    redis: str | None = None,
 ) -> None:
     """Serve environments until SIGINT or SIGTERM.
 
@@ -55,13 +63,14 @@ def serve(
         port: where to listen; 0 for any free one.
         poll: seconds between looks at the registry.
         batches: where batches are kept, and how many of their rows are worked on here at once.
+        redis: where limits are shared with other servers; by default what ``BUNDLECTL_REDIS`` names, else nowhere.
 
     Raises:
         UsageError: the host is not loopback and no identities are configured.
         BackendUnavailable: the registry is away and nothing was kept; or the port is taken.
         VerificationFailed: what is live does not verify and nothing was kept.
     """
-    run(_serve(ctx, followed(environments), host, port, poll, batches or BatchPlace()))
+    run(_serve(ctx, followed(environments), host, port, poll, batches or BatchPlace(), redis))
 
 
 def followed(environments: Sequence[str]) -> list[EnvironmentReference]:
@@ -78,12 +87,18 @@ def followed(environments: Sequence[str]) -> list[EnvironmentReference]:
 
 
 async def _serve(
-    ctx: Context, refs: Sequence[EnvironmentReference], host: str, port: int, poll: float, batches: BatchPlace
+    ctx: Context,
+    refs: Sequence[EnvironmentReference],
+    host: str,
+    port: int,
+    poll: float,
+    batches: BatchPlace,
+    redis: str | None,
 ) -> None:
     async with AsyncExitStack() as stack:
         listening = bind(host, port)
         stack.callback(listening.close)
-        served = await follow(ctx, refs, poll, stack)
+        served = await follow(ctx, refs, poll, stack, redis=redis)
         note = check_bind(host, [one.current() for one in served])
         if note is not None:
             ctx.reporter.warn(note)
@@ -93,9 +108,18 @@ async def _serve(
 
 
 async def follow(
-    ctx: Context, refs: Sequence[EnvironmentReference], poll: float, stack: AsyncExitStack
+    ctx: Context,
+    refs: Sequence[EnvironmentReference],
+    poll: float,
+    stack: AsyncExitStack,
+    *,
+    redis: str | None = None,
 ) -> list[Served]:
     """Start following environments, and give what answers for them until the stack is left."""
+    link = await asyncio.to_thread(open_redis, ctx, redis, ctx.reporter.warn)
+    if link is not None:
+        stack.push_async_callback(link.close)
+        await link.start()
     # Not ctx.registry: a folder that is away now may come back, and until then the last good serves.
     locate_to_serve(ctx, [(ref.app, ref.environment) for ref in refs])
     registry = Registry(open_store(ctx.locate().url), on_warning=ctx.reporter.warn)
@@ -105,7 +129,7 @@ async def follow(
     presidio = await stack.enter_async_context(PresidioProcesses())
     key_sets = KeySets(session, ctx.reporter.warn)
     stack.push_async_callback(key_sets.close)
-    return [await _follow(ctx, registry, pin, ref, session, presidio, key_sets, poll, stack) for ref in refs]
+    return [await _follow(ctx, registry, pin, ref, session, presidio, key_sets, link, poll, stack) for ref in refs]
 
 
 async def _follow(
@@ -116,6 +140,7 @@ async def _follow(
     session: aiohttp.ClientSession,
     presidio: PresidioProcesses,
     key_sets: KeySets,
+    link: RedisLink | None,
     poll: float,
     stack: AsyncExitStack,
 ) -> Served:
@@ -158,8 +183,23 @@ async def _follow(
     )
     await resolver.start()
     stack.push_async_callback(resolver.stop)
-    router = Router(resolver.current, log, ctx.clock, ctx.new_id)
+    router = Router(
+        resolver.current,
+        log,
+        ctx.clock,
+        ctx.new_id,
+        counts=_counts(link, ref),
+        on_event=lambda what: ctx.reporter.warn(f"{format_time(ctx.clock())} {ref}: {what}"),
+    )
     return Served(ref.app, ref.environment, resolver.current, router, lambda: resolver.status)
+
+
+def _counts(link: RedisLink | None, ref: EnvironmentReference) -> Counts:
+    if link is None:
+        return MemoryCounts()
+    from bundlectl.router.limits_redis import RedisCounts
+
+    return RedisCounts(link, ref.app, ref.environment)
 
 
 def _told(ctx: Context, name: str, event: Event) -> None:

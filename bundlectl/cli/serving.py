@@ -11,6 +11,17 @@ from bundlectl.cli.answers import answered
 from bundlectl.cli.batching import QueueOption, StoreOption
 from bundlectl.cli.verb import verb
 
+RedisOption = Annotated[
+    str | None,
+    typer.Option(
+        "--redis",
+        metavar="REF",
+        help="Where limits are shared with other servers: redis://HOST:PORT, or env:, file:, aws-sm:, ssm: for where "
+        "such an address is [env: BUNDLECTL_REDIS; default: in memory]",
+        show_default=False,
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the family's commands."""
@@ -72,7 +83,8 @@ def register(app: typer.Typer) -> None:
         app,
         "serve",
         examples="bundlectl serve support:prod --port 8080\n"
-        "bundlectl serve support:prod billing:prod --host 0.0.0.0 --port 8080    # with identities bound",
+        "bundlectl serve support:prod billing:prod --host 0.0.0.0 --port 8080    # with identities bound\n"
+        "bundlectl serve support:prod --redis aws-sm:redis-address    # limits shared with other servers",
     )
     def serve(
         session: Session,
@@ -94,6 +106,7 @@ def register(app: typer.Typer) -> None:
         ] = 4,
         queue: QueueOption = None,
         store: StoreOption = None,
+        redis: RedisOption = None,
     ) -> None:
         """Follow environments and answer over HTTP until told to stop.
 
@@ -106,7 +119,7 @@ def register(app: typer.Typer) -> None:
         from bundlectl.actions.serve import serve as act
 
         batches = BatchPlace(queue, store, concurrency)
-        act(session.context(), environments, host=host, port=port, poll=poll, batches=batches)
+        act(session.context(), environments, host=host, port=port, poll=poll, batches=batches, redis=redis)
 
     @verb(
         app,

@@ -31,7 +31,7 @@ def resolve_credential(reference: str, environ: Mapping[str, str]) -> str:
         if not value:
             raise NotFound(
                 f"The environment variable {rest} is not set.",
-                why=f"A model's credential is bound to {reference}.",
+                why=f"A credential is to be found at {reference}.",
                 fix=f"Set {rest} for this process, or bind another credential.",
             )
         return value
