@@ -151,7 +151,7 @@ def open_key(uri: str, passphrase: Passphrase | None = None) -> Signer:
     signer = open_signer(uri, passphrase) if not uri.startswith("sigstore:") else None
     if signer is None or isinstance(signer, IdentitySigner):
         raise UsageError(
-            f"{uri!r} is an identity, and this takes a key.",
+            f"A {uri.partition(':')[0]}: signer is an identity, and this takes a key.",
             why="Root and owners sign with keys: whoever takes over an identity provider must not change the rules.",
             fix="Use file:PATH, or awskms:alias/NAME with a P-256 key.",
         )

@@ -131,7 +131,7 @@ def open_sigstore(uri: str, rest: str) -> SigstoreSigner:
         UsageError: a setting that is not known, a file that cannot be read, or no identity token.
         BackendUnavailable: the certificate authority refuses, or cannot be reached.
     """
-    return SigstoreSigner(uri, _settings(uri, rest))
+    return SigstoreSigner(uri, _settings(rest))
 
 
 def public_root() -> dict[str, Any]:
@@ -149,10 +149,11 @@ def _public() -> ClientTrustConfig:
         return ClientTrustConfig.production()
 
 
-def _settings(uri: str, rest: str) -> dict[str, str]:
+def _settings(rest: str) -> dict[str, str]:
     """Read what stands behind ``sigstore:``; a plus sign is a plus sign."""
     if rest and not rest.startswith("?"):
-        raise UsageError(f"{uri!r} is no Sigstore signer.", fix="Write sigstore: or sigstore:?identity-token-file=PATH")
+        # What stands there is not told again: it may be a token.
+        raise UsageError("This is no Sigstore signer.", fix="Write sigstore: or sigstore:?identity-token-file=PATH")
     found: dict[str, str] = {}
     for part in filter(None, rest[1:].split("&")):
         name, _, value = part.partition("=")

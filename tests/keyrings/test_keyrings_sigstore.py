@@ -213,11 +213,18 @@ def test_rollback_by_an_identity(released: Team, tmp_path: Path) -> None:
 
 
 def test_a_job_of_the_command_line(released: Team, tmp_path: Path) -> None:
-    """The whole way through the program: no token in argv, and the actor is the principal."""
+    """The whole way through the program, as a job of GitHub Actions: no token in argv, the actor is the principal."""
     team = copy(released, tmp_path)
     team.work.edit("prompts/answer.yaml", "and from nothing else", "and from nothing else here")
     built = team.work.json("build", ".", "--signer", team.uri(WHO["builder"]))
-    env = {"BUNDLECTL_SIGNER": team.uri(WHO["promoter"])}
+    token = token_of(team.sigstore, tmp_path, WHO["promoter"]).read_text().strip()
+    endpoint = f"{team.sigstore.url}/token/{base64.urlsafe_b64encode(token.encode()).decode()}"
+    env = {
+        "BUNDLECTL_SIGNER": f"sigstore:?trust-config={team.sigstore.config(tmp_path)}",
+        "GITHUB_ACTIONS": "true",
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{endpoint}?api-version=2.0",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "request-token",
+    }
     told = team.work.json("promote", built["reference"], "--to", "dev", "--reason", "from a job", env=env)
     assert told["released"]["actor"] == "oidc-promoter"
     shown = team.work.run("keyring", "show").out

@@ -132,7 +132,7 @@ def test_what_is_no_key_of_ours_is_refused(tmp_path: Path) -> None:
         ("file:a\x00b", "names no file"),
         ("awskms:", "names no key in KMS"),
         ("awskms:///alias/release", "names no key in KMS"),
-        ("sigstore:public", "is no Sigstore signer"),
+        ("sigstore:public", "no Sigstore signer"),
     ],
 )
 def test_uris(uri: str, says: str) -> None:

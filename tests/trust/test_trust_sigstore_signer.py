@@ -125,6 +125,7 @@ def test_what_the_uri_must_not_hold(sigstore: FakeSigstore, tmp_path: Path) -> N
     for uri in (
         f"sigstore:?identity-token={secret}",
         f"sigstore:?{secret}",
+        f"sigstore:{secret}",
         f"sigstore:?identity-token-file={token}&identity-token-file={token}",
         "sigstore:?trust-config=",
         f"sigstore:?identity-token-file={tmp_path / 'none'}",
@@ -194,6 +195,9 @@ def test_what_would_not_verify_is_not_handed_out(sigstore: FakeSigstore, tmp_pat
 def test_root_and_owners_sign_with_keys(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is an identity, and this takes a key"):
         open_key(f"sigstore:?identity-token-file={tmp_path / 'none'}")
+    with pytest.raises(UsageError) as caught:
+        open_key("sigstore:eyJhbGciOi")
+    assert "eyJ" not in str(caught.value)
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
