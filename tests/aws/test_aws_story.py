@@ -72,6 +72,7 @@ def test_the_demo_story(aws: StandIn, tmp_path: Path, monkeypatch: pytest.Monkey
     assert played.answers[0].bundle == played.answers[2].bundle != played.answers[1].bundle
     assert any("refused: " in note and "older" in note for note in told.notes), told.notes
     assert sorted(path.name for path in (tmp_path / ".bundlectl").iterdir()) == [
+        "batches",
         "cache",
         "journals",
         "keys",
