@@ -297,13 +297,13 @@ class Journal:
                 (self._now() + pause, int(asked), row.header.upload, row.line, worker),
             )
 
-    def pause(self, batch: str, first: float, longest: float) -> None:
-        """Let a whole batch wait, longer each time until a row is answered."""
+    def pause(self, batch: str, first: float, longest: float, least: float = 0.0) -> None:
+        """Let a whole batch wait, longer each time until a row is answered, and at least ``least`` seconds."""
         now = self._now()
         with self._writing():
             found = self._db.execute("SELECT paused, pauses FROM batches WHERE id = ?", (batch,)).fetchone()
             if found is not None and found[0] <= now:
-                seconds = min(longest, first * 2.0 ** min(found[1], 20))
+                seconds = max(least, min(longest, first * 2.0 ** min(found[1], 20)))
                 self._db.execute(
                     "UPDATE batches SET paused = ?, pauses = pauses + 1 WHERE id = ?", (now + seconds, batch)
                 )

@@ -28,6 +28,9 @@ PASSING: Final = frozenset({"throttled", "timeout", "unavailable", "broken_strea
 THROTTLED: Final = frozenset({"throttled", "open_circuit"})
 """Those after which a whole batch slows down."""
 
+LONGEST_PAUSE: Final = 900.0
+"""Seconds that are waited for a limit at most: bindings may raise it meanwhile."""
+
 
 class Answering(Protocol):
     """One environment that rows are asked of; ``bundlectl.router.server.Served`` is one."""
@@ -66,6 +69,8 @@ class Asked:
     result: BatchResult | None = None
     slow: bool = False
     why: str = ""
+    pause: float = 0.0
+    """Seconds that its batch waits at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,9 @@ def judge(row: Row, outcome: Outcome) -> Asked:
     usd = outcome.receipt.cost.usd
     answer = outcome.answer
     if answer is not None and answer.refused is not None and answer.refused.code == "limited":
-        return Asked("wait", usd, slow=True, why=answer.refused.reason)
+        later = outcome.retry_after
+        if later is not None:
+            return Asked("wait", usd, slow=True, why=answer.refused.reason, pause=min(later, LONGEST_PAUSE))
     outcomes = [attempt.outcome for attempt in outcome.receipt.attempts]
     slow = any(each in THROTTLED for each in outcomes)
     if answer is None:

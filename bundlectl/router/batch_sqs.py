@@ -177,7 +177,7 @@ class QueueWorkers:
                 attempts, waited = attempts + 1, 0
                 pause = backoff(settings, attempts - 1)
             else:
-                pause = backoff(settings, waited)
+                pause = max(asked.pause, backoff(settings, waited))
                 waited += 1
             if await self._ended_within(pause) or loop.time() > until:
                 await self._renew(message, replace(named, attempts=attempts))

@@ -164,7 +164,8 @@ class LocalWorkers:
         )
         asked = await ask(row, self._sources[header.app, header.environment])
         if asked.slow:
-            await self._call(partial(self._journal.pause, header.id, settings.first_pause, settings.longest_pause))
+            first, longest = settings.first_pause, settings.longest_pause
+            await self._call(partial(self._journal.pause, header.id, first, longest, asked.pause))
         await self._store(leased, asked)
 
     async def _store(self, leased: LeasedRow, asked: Asked) -> None:

@@ -402,16 +402,16 @@ async def test_a_throttle_storm_slows_down_and_loses_nothing(fake: FakeModels, t
     )
     # Never five in a row: those would open the breaker, and ten seconds pass.
     fake.then(*[throttle()] * 3, fake.default, *[throttle()] * 3, fake.default, Fail(503), Fail(500))
-    async with setting(fake.base_url, values=values) as s:
-        async with site(tmp_path, s, Settings(**{**vars_of(QUICK), "attempts": 12})) as at:
-            _, batch = await at.submit(b"".join(line(n) for n in range(1, 11)))
-            done = await at.ended(batch["id"])
-            assert done["counts"]["answered"] == 10
-            _, rows = await at.get(f"{batch['id']}/results")
-            # Each was asked again until the model answered: none is a fallback's.
-            assert {row["answer"]["model"] for row in rows} == {"small"}
-            assert sum(row["attempts"] for row in rows) == 10 + 8
-            assert len(fake.requests) == 18
+    how = Settings(**{**vars_of(QUICK), "attempts": 12})
+    async with setting(fake.base_url, values=values) as s, site(tmp_path, s, how) as at:
+        _, batch = await at.submit(b"".join(line(n) for n in range(1, 11)))
+        done = await at.ended(batch["id"])
+        assert done["counts"]["answered"] == 10
+        _, rows = await at.get(f"{batch['id']}/results")
+        # Each was asked again until the model answered: none is a fallback's.
+        assert {row["answer"]["model"] for row in rows} == {"small"}
+        assert sum(row["attempts"] for row in rows) == 10 + 8
+        assert len(fake.requests) == 18
 
 
 def vars_of(how: Settings) -> dict[str, Any]:
@@ -440,15 +440,27 @@ async def test_what_a_model_declines_or_the_release_lacks_is_not_asked_again(fak
 
 
 async def test_limits_slow_a_batch_down(fake: FakeModels, tmp_path: Path) -> None:
-    bound = {"limits": {"tenants": {"default": {"requests_per_minute": 1200}}}}
+    bound = {"limits": {"tenants": {"default": {"requests_per_minute": 300}}}}
     async with setting(fake.base_url, bindings=bound) as s, site(tmp_path, s) as at:
-        s.router._shared.limits.take("acme", s.compiled.limits, 0.0, START)
-        s.router._shared.limits._buckets["acme"].tokens = 0.0
+        s.router._clock = lambda: datetime.now(UTC)
+        with pytest.raises(AssertionError):
+            for _ in range(2000):
+                assert (await s.router.handle(contract(), LOCAL)).status == 200
         _, batch = await at.submit(b"".join(line(n) for n in range(1, 9)))
         done = await at.ended(batch["id"])
         assert done["counts"]["answered"] == 8
         _, rows = await at.get(f"{batch['id']}/results")
         assert {row["attempts"] for row in rows} == {1}, "a limit of one's own is no attempt"
+
+
+async def test_a_limit_that_a_row_never_fits_refuses_it(fake: FakeModels, tmp_path: Path) -> None:
+    bound = {"limits": {"tenants": {"default": {"usd_per_day": 0.0000001}}}}
+    async with setting(fake.base_url, bindings=bound) as s, site(tmp_path, s) as at:
+        _, batch = await at.submit(line(1))
+        await at.ended(batch["id"])
+        _, [row] = await at.get(f"{batch['id']}/results")
+        assert (row["state"], row["status"], row["answer"]["refused"]["code"]) == ("refused", 429, "limited")
+    assert fake.requests == []
 
 
 async def test_identities(fake: FakeModels, tmp_path: Path) -> None:
@@ -557,7 +569,7 @@ async def test_memory_is_flat(tmp_path: Path) -> None:
     """Handing in and collecting: neither the body nor the results are ever held whole."""
     import tracemalloc
 
-    rows = int(os.environ.get("BUNDLECTL_BATCH_ROWS", "2000"))
+    rows = int(os.environ.get("BUNDLECTL_BATCH_ROWS", "1000"))
 
     async def pieces() -> AsyncIterator[bytes]:
         for n in range(rows):
