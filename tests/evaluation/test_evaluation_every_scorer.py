@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bundlectl.actions.build import build
+from bundlectl.actions.promote import promote
 from bundlectl.cli.program import app
 from bundlectl.evaluation.scorers.judge import Judge
 from bundlectl.evaluation.scorers.judged import JudgedScorer
@@ -61,6 +62,7 @@ class Office:
         self.work = Workspace.at(folder, live=True)
         self.every = self.work.folder / "every"
         shutil.copytree(EVERY, self.every)
+        self.model = self.work.folder / "model.json"
         self.write("model.json", {"quotes": {"base_url": fake.base_url}})
         self.write("judges.json", {"main": {"base_url": fake.base_url, "credential": "env:JUDGE_KEY"}})
         (self.work.folder / "prices.json").write_text(json.dumps(BOOK))
@@ -163,7 +165,16 @@ def test_every_scorer_end_to_end(office: Office) -> None:
     assert signed.verdict == "pass" and right.calibration is not None and right.calibration.labels == 100
     assert right.calibration_digest == record["digest"] and right.calibration.kappa == 1
 
+    promote(
+        office.work.context(), f"{APP}@{office.bundle}", environment="dev", reason="good", bindings_file=office.model
+    )
+    drifted = office.run("drift", f"{APP}:dev", "--suite", "every/suite.yaml")
+    assert "right is left out" not in drifted.stderr and "ragas_faithfulness is left out" in drifted.stderr
+    assert drifted.exit_code == 3 and "no case flipped" in drifted.stdout, drifted.output
+
     office.judge = judge(model="judge-2027-01")
+    drifted = office.run("drift", f"{APP}:dev", "--suite", "every/suite.yaml")
+    assert f"right is left out: its judge was {MODEL} when calibrated, and is judge-2027-01" in drifted.stderr
     moved = office.evaluate("--no-cache")
     assert moved.exit_code == 3 and "judge-2027-01" in moved.output and "inconclusive" in moved.output
 
