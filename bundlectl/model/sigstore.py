@@ -12,7 +12,7 @@ import base64
 import binascii
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from bundlectl.model.types import Name, Strict
 
@@ -90,6 +90,12 @@ class LogEntry(Strict):
     inclusionPromise: InclusionPromise | None = None
     inclusionProof: InclusionProof
     canonicalizedBody: Base64
+
+    @model_validator(mode="after")
+    def _both(self) -> LogEntry:
+        if (self.inclusionPromise is None) != (self.integratedTime in (None, "0")):
+            raise ValueError("a log's promise and its time come together: the promise is what signs the time")
+        return self
 
 
 class SignedTimestamp(Strict):

@@ -1,4 +1,4 @@
-"""A Sigstore instance of its own on 127.0.0.1: Fulcio (v2 API), a CT log's key, and a Rekor v1 log, real wire formats.
+"""A Sigstore instance of its own on 127.0.0.1: Fulcio's API, a CT log's key, Rekor of both generations; real formats.
 
     with fake_sigstore() as sigstore:
         sigstore.config(folder)                           # the client trust config, as a file
@@ -6,8 +6,8 @@
         sigstore.trusted_root                             # what root puts into the keyring
 
 The CA issues for ten minutes to whoever brings a token that the instance's own identity provider signed; the log is a
-Merkle tree of RFC 6962. Each key can be given, so that an attacker's instance differs in the one that is meant, and
-``backdated`` and ``log_ahead`` bend the clocks.
+Merkle tree of RFC 6962. ``generation=2`` needs ``stamps``, as that log gives no time. Each key can be given, so that an
+attacker's instance differs in the one that is meant, and ``backdated`` and ``log_ahead`` bend the clocks.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class FakeSigstore:
     stall: float = 0
     two_names: str = ""
     audience: str = "sigstore"
+    generation: int = 1
     stamps: Stamps | None = None
     entries: list[bytes] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)
@@ -146,7 +147,7 @@ class FakeSigstore:
             "mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json",
             "caUrls": [service],
             "oidcUrls": [],
-            "rekorTlogUrls": [service],
+            "rekorTlogUrls": [{**service, "majorApiVersion": self.generation}],
             "rekorTlogConfig": {"selector": "ANY"},
             "tsaUrls": [{**service, "url": f"{self.url}/tsa"}] if self.stamps else [],
             "tsaConfig": {"selector": "ANY"},
@@ -207,10 +208,7 @@ class FakeSigstore:
         found = bytes.fromhex(spec["data"]["hash"]["value"])
         key.verify(base64.b64decode(spec["signature"]["content"]), found, ec.ECDSA(Prehashed(SHA256())))
         body = canonical(proposed)
-        with self._lock:
-            index = len(self.entries)
-            self.entries.append(body)
-            leaves = [hashlib.sha256(b"\0" + entry).digest() for entry in self.entries]
+        index, leaves = self._grown(body)
         at = int((datetime.now(UTC) + self.log_ahead).timestamp())
         id_ = hashlib.sha256(spki(self.log)).hexdigest()
         promised = canonical({"body": b64(body), "integratedTime": at, "logID": id_, "logIndex": index})
@@ -232,6 +230,34 @@ class FakeSigstore:
             },
         }
         return {leaves[index].hex(): entry}
+
+    def append_tiled(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Rekor v2: take the same, answer with proof and checkpoint; no promise and no time."""
+        found = asked["hashedRekordRequestV002"]
+        data = {"algorithm": "SHA2_256", "digest": found["digest"]}
+        spec = {"hashedRekordV002": {"data": data, "signature": found["signature"]}}
+        body = canonical({"kind": "hashedrekord", "apiVersion": "0.0.2", "spec": spec})
+        index, leaves = self._grown(body)
+        root = _root(leaves)
+        return {
+            "logIndex": str(index),
+            "logId": {"keyId": b64(hashlib.sha256(spki(self.log)).digest())},
+            "kindVersion": {"kind": "hashedrekord", "version": "0.0.2"},
+            "integratedTime": "0",
+            "inclusionProof": {
+                "logIndex": str(index),
+                "rootHash": b64(root),
+                "treeSize": str(len(leaves)),
+                "hashes": [b64(node) for node in _path(index, leaves)],
+                "checkpoint": {"envelope": self._checkpoint(len(leaves), root)},
+            },
+            "canonicalizedBody": b64(body),
+        }
+
+    def _grown(self, body: bytes) -> tuple[int, list[bytes]]:
+        with self._lock:
+            self.entries.append(body)
+            return len(self.entries) - 1, [hashlib.sha256(b"\0" + entry).digest() for entry in self.entries]
 
     def _checkpoint(self, size: int, root: bytes) -> str:
         note = f"{ORIGIN}\n{size}\n{b64(root)}\n"
@@ -281,6 +307,8 @@ def fake_sigstore(instance: FakeSigstore | None = None) -> Iterator[FakeSigstore
                 return self._answer(200, {"signedCertificateEmbeddedSct": {"chain": {"certificates": pems}}})
             if self.path == "/api/v1/log/entries":
                 return self._answer(201, sigstore.append(data))
+            if self.path == "/api/v2/log/entries":
+                return self._answer(201, sigstore.append_tiled(data))
             return self._answer(404, {"code": 404, "message": self.path})
 
         def _answer(self, status: int, value: dict[str, Any]) -> None:

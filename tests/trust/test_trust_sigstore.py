@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from sigstore.models import Bundle, TrustedRoot
 from sigstore.verify import Verifier
 from sigstore.verify.policy import Identity
@@ -254,7 +255,7 @@ BENT: dict[str, Callable[[Signed, dict[str, Any]], None]] = {
     "the certificate of another signature": other_certificate,
     "another log's promise": mallory,
     "another log's proof and checkpoint": forged_checkpoint,
-    "no promise, so no time": lambda _, s: drop(entry(s), "inclusionPromise"),
+    "no promise and no time": lambda _, s: [drop(entry(s), n) for n in ("inclusionPromise", "integratedTime")] and None,
     "another time": lambda _, s: entry(s).update(integratedTime=str(int(entry(s)["integratedTime"]) + 1)),
     "another index in the proof": lambda _, s: entry(s)["inclusionProof"].update(logIndex="0"),
     "a proof without its path": lambda _, s: entry(s)["inclusionProof"].update(hashes=[]),
@@ -284,6 +285,9 @@ def test_no_log_entry_and_fields_that_nobody_reads_are_no_envelope(honest: Signe
         lambda s: material(s).update(tlogEntries=[entry(s), entry(s)]),
         lambda s: material(s).update(x509CertificateChain={"certificates": []}),
         lambda s: entry(s).update(note="x"),
+        lambda s: drop(entry(s), "inclusionPromise"),
+        lambda s: drop(entry(s), "integratedTime"),
+        lambda s: entry(s).update(integratedTime="0"),
         lambda s: s["extension"].update(kind="application/x509"),
         lambda s: material(s)["certificate"].update(rawBytes=material(s)["certificate"]["rawBytes"] + "\n"),
     ]
@@ -355,6 +359,32 @@ def test_a_signed_timestamp_stands_in_for_the_logs_promise(honest: Signed, tmp_p
                 stamp(signature)["signedTimestamp"] = changed
 
             assert signed_by(made.bent(bent), CI, instances) == frozenset()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, as timestamp authority")
+def test_a_log_of_the_second_generation(tmp_path: Path) -> None:
+    """Rekor v2 gives no time of its own: the authority's word is all there is, and without it nothing counts."""
+    with fake_sigstore(FakeSigstore(generation=2, stamps=FakeTimestamps(tmp_path))) as sigstore:
+        for n in range(3):
+            seal(b"other %d" % n, "text/plain", [signer_of(sigstore, tmp_path)])
+        made = Signed(sigstore, seal(b"{}", "text/plain", [signer_of(sigstore, tmp_path)]), tmp_path)
+        assert sigstore.asked["/api/v2/log/entries"] == 4
+        instances = made.instances
+    assert entry(made.envelope.form()["signatures"][0])["kindVersion"]["version"] == "0.0.2"
+    assert signed_by(parse_envelope(envelope_bytes(made.envelope), "it"), CI, instances) == {"ci"}
+    bends: list[Callable[[dict[str, Any]], object]] = [
+        lambda s: drop(material(s), "timestampVerificationData"),
+        lambda s: entry(s).update(canonicalizedBody=flip(entry(s)["canonicalizedBody"])),
+        lambda s: entry(s)["inclusionProof"].update(rootHash=flip(entry(s)["inclusionProof"]["rootHash"])),
+        lambda s: entry(s)["inclusionProof"].update(logIndex="0"),
+        lambda s: entry(s)["kindVersion"].update(version="0.0.1"),
+        lambda s: s.update(sig=flip(s["sig"])),
+    ]
+    with pytest.raises(ValidationError, match="promise and its time come together"):
+        made.bent(lambda s: entry(s).update(integratedTime="1700000000"))
+    for number, bend in enumerate(bends):
+        envelope = made.bent(lambda signature, bend=bend: bend(signature))  # type: ignore[misc]
+        assert signed_by(envelope, CI, instances) == frozenset(), number
 
 
 PATHS = [
