@@ -28,7 +28,7 @@ _LARGE = 2**20
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-def open_session(*, connections: int = 512) -> aiohttp.ClientSession:
+def open_session(*, connections: int = 2048) -> aiohttp.ClientSession:
     """Open the session; the caller closes it. It has no deadline of its own: each call brings one.
 
     Args:

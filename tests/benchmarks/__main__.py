@@ -22,6 +22,7 @@ from tests.benchmarks.histories import histories
 from tests.benchmarks.measure import Effort, Result
 from tests.benchmarks.retrieval_quality import retrieval_quality
 from tests.benchmarks.router_over_http import router_over_http
+from tests.benchmarks.router_under_load import router_under_load
 from tests.benchmarks.source_work import source_work
 from tests.benchmarks.store_calls import store_calls
 from tests.benchmarks.swap_read import current_read
@@ -31,6 +32,7 @@ MEASURES: dict[str, Callable[[Effort], list[Result]]] = {
     "current": current_read,
     "answer": answer_in_process,
     "http": router_over_http,
+    "load": router_under_load,
     "calls": store_calls,
     "aws": aws_calls,
     "source": source_work,

@@ -1,6 +1,9 @@
 """One server process of the HTTP measure: our Server, or the bare pass-through; run alike, as ``serve`` runs.
 
-    python -m tests.benchmarks.http_server ours|bare URL_OF_MODELS
+    python -m tests.benchmarks.http_server ours|traced|swapping|bare|bare_stream URL_OF_MODELS
+
+``traced`` makes spans with OpenTelemetry's SDK, exported to nowhere; ``swapping`` assembles another release every
+second, whose model answers with the release's serial.
 
 It prints its port once it listens, and ends when its standard input is closed.
 """
@@ -8,19 +11,22 @@ It prints its port once it listens, and ends when its standard input is closed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import uvicorn
 
 from bundlectl.actions.listening import bind, configured, run
 from bundlectl.inference.http import open_session
 from bundlectl.model.bindings import Bindings
 from bundlectl.receipts.writer import ReceiptLog
-from bundlectl.router.assemble import World, assemble
+from bundlectl.router.assemble import Compiled, World, assemble
 from bundlectl.router.router import Router
 from bundlectl.router.server import Served, Server
 from tests.benchmarks.answer_in_process import HELD, whole_replies
@@ -31,6 +37,31 @@ PARTS = ("uvloop", "HttpToolsProtocol")
 
 async def bare(url: str, stack: AsyncExitStack) -> Any:
     """Pass the body on and the reply back: what any proxy in Python must do, and nothing else."""
+    return await _passing(url, stack, _whole)
+
+
+async def bare_stream(url: str, stack: AsyncExitStack) -> Any:
+    """Pass the body on, and back whatever comes, as it comes."""
+    return await _passing(url, stack, _pieces)
+
+
+async def _whole(response: aiohttp.ClientResponse, send: Any) -> None:
+    body = await response.read()
+    length = (b"content-length", str(len(body)).encode())
+    start = {"type": "http.response.start", "status": response.status}
+    await send({**start, "headers": [(b"content-type", b"application/json"), length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _pieces(response: aiohttp.ClientResponse, send: Any) -> None:
+    start = {"type": "http.response.start", "status": response.status}
+    await send({**start, "headers": [(b"content-type", b"text/event-stream")]})
+    async for piece in response.content.iter_any():
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _passing(url: str, stack: AsyncExitStack, reply: Callable[[Any, Any], Awaitable[None]]) -> Any:
     session = await stack.enter_async_context(open_session())
     target = f"{url}/chat/completions"
     headers = {"content-type": "application/json"}
@@ -43,25 +74,67 @@ async def bare(url: str, stack: AsyncExitStack) -> Any:
             if not message["more_body"]:
                 break
         async with session.post(target, data=b"".join(parts), headers=headers) as response:
-            body = await response.read()
-        length = (b"content-length", str(len(body)).encode())
-        start = {"type": "http.response.start", "status": response.status}
-        await send({**start, "headers": [(b"content-type", b"application/json"), length]})
-        await send({"type": "http.response.body", "body": body})
+            await reply(response, send)
 
     return app
 
 
 async def ours(url: str, stack: AsyncExitStack) -> Any:
     """The whole path without retrieval, with receipts on disk; telemetry is off, as no SDK is set up."""
-    session = await stack.enter_async_context(open_session())
+    world = await _world(stack)
+    compiled = await _compiled(url, world, HELD.serial)
+    return _served(lambda: compiled, stack)
+
+
+async def traced(url: str, stack: AsyncExitStack) -> Any:
+    """The same with a span for each request and stage."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: object) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    trace.set_tracer_provider(provider)
+    return await ours(url, stack)
+
+
+async def swapping(url: str, stack: AsyncExitStack) -> Any:
+    """The same with another release every second; the model that each binds answers with the release's serial."""
+    world = await _world(stack)
+    held = [await _compiled(_named(url, 1), world, 1)]
+
+    async def swap() -> None:
+        for serial in itertools.count(2):
+            await asyncio.sleep(1)
+            held[0] = await _compiled(_named(url, serial), world, serial)
+
+    task = asyncio.create_task(swap())
+    stack.callback(task.cancel)
+    return _served(lambda: held[0], stack)
+
+
+def _named(url: str, serial: int) -> str:
+    return f"{url.removesuffix('/v1')}/named/{serial}/v1"
+
+
+async def _world(stack: AsyncExitStack) -> World:
+    return World(session=await stack.enter_async_context(open_session()), open_index=_no_index)
+
+
+async def _compiled(url: str, world: World, serial: int) -> Compiled:
     address = {"base_url": url}
     bindings = Bindings.model_validate({"models": {"small": address, "own": address}})
-    bundle = bundle_of(whole_replies())
-    compiled = await assemble(bundle, bindings, HELD, World(session=session, open_index=_no_index))
+    return await assemble(bundle_of(whole_replies()), bindings, HELD.model_copy(update={"serial": serial}), world)
+
+
+def _served(current: Callable[[], Compiled], stack: AsyncExitStack) -> Server:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     log = stack.enter_context(ReceiptLog(folder, on_loss=lambda said: print(said, file=sys.stderr)))
-    return Server([Served("support", "prod", lambda: compiled, Router(lambda: compiled, log))])
+    return Server([Served("support", "prod", current, Router(current, log))])
 
 
 async def _no_index(*_: object) -> Any:
@@ -69,9 +142,12 @@ async def _no_index(*_: object) -> Any:
     return None
 
 
+APPS = {"ours": ours, "traced": traced, "swapping": swapping, "bare": bare, "bare_stream": bare_stream}
+
+
 async def main(which: str, url: str) -> None:
     async with AsyncExitStack() as stack:
-        app = await {"ours": ours, "bare": bare}[which](url, stack)
+        app = await APPS[which](url, stack)
         config = configured(app)
         config.load()
         assert (type(asyncio.get_running_loop()).__module__, config.http_protocol_class.__name__) == PARTS
