@@ -298,7 +298,8 @@ async def run_sides(
             job = jobs.popleft()
             for side, result in (await rows_of(job)).items():
                 journal = sides[side].journal
-                if journal is not None:
+                # What the cache gave back for nothing it will give back again.
+                if journal is not None and not (result.cached and not result.judging):
                     journal.add(result)
                 done[side][result.row] = result
                 budget.take(result)
