@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import aiohttp
 import uvicorn
@@ -28,17 +31,38 @@ from bundlectl.receipts.writer import ReceiptLog
 from bundlectl.registry.registry import Registry
 from bundlectl.resolver.resolver import Event, Resolver
 from bundlectl.resolver.trusted import VerifiedBundle
+from bundlectl.router.access_log import AccessLog
 from bundlectl.router.assemble import Compiled, World, assemble
 from bundlectl.router.indexes import Indexes
 from bundlectl.router.key_sets import KeySets
 from bundlectl.router.limits import Counts
 from bundlectl.router.limits_memory import MemoryCounts
+from bundlectl.router.metrics import Metrics
 from bundlectl.router.router import Router
 from bundlectl.router.server import Served, Server, check_bind
+from bundlectl.router.turns import AT_ONCE, WAITING, Turns
 from bundlectl.storage.store import open_store
 
 if TYPE_CHECKING:
     from bundlectl.router.redis_link import RedisLink
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How many requests are answered at once, and how many more may wait."""
+
+    at_once: int = AT_ONCE
+    waiting: int = WAITING
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the server listens, whom it lets in at once, and where a line for each response goes."""
+
+    host: str
+    port: int
+    crowd: Crowd
+    access_log: Path | None
 
 
 def serve(
@@ -48,6 +72,8 @@ def serve(
     host: str,
     port: int,
     poll: float,
+    crowd: Crowd | None = None,
+    access_log: Path | None = None,
     batches: BatchPlace | None = None,
     redis: str | None = None,
 ) -> None:
@@ -62,6 +88,8 @@ def serve(
         host: where to listen; other than loopback only where identities are configured.
         port: where to listen; 0 for any free one.
         poll: seconds between looks at the registry.
+        crowd: how many requests are answered at once, and how many may wait.
+        access_log: the file that a line for each response is added to; ``-`` for stdout.
         batches: where batches are kept, and how many of their rows are worked on here at once.
         redis: where limits are shared with other servers; by default what ``BUNDLECTL_REDIS`` names, else nowhere.
 
@@ -70,7 +98,8 @@ def serve(
         BackendUnavailable: the registry is away and nothing was kept; or the port is taken.
         VerificationFailed: what is live does not verify and nothing was kept.
     """
-    run(_serve(ctx, followed(environments), host, port, poll, batches or BatchPlace(), redis))
+    door = Door(host, port, crowd or Crowd(), access_log)
+    run(_serve(ctx, followed(environments), door, poll, batches or BatchPlace(), redis))
 
 
 def followed(environments: Sequence[str]) -> list[EnvironmentReference]:
@@ -89,22 +118,70 @@ def followed(environments: Sequence[str]) -> list[EnvironmentReference]:
 async def _serve(
     ctx: Context,
     refs: Sequence[EnvironmentReference],
-    host: str,
-    port: int,
+    door: Door,
     poll: float,
     batches: BatchPlace,
     redis: str | None,
 ) -> None:
     async with AsyncExitStack() as stack:
-        listening = bind(host, port)
+        listening = bind(door.host, door.port)
         stack.callback(listening.close)
-        served = await follow(ctx, refs, poll, stack, redis=redis)
-        note = check_bind(host, [one.current() for one in served])
+        write = _access_log(ctx, door.access_log, stack) if door.access_log is not None else None
+        metrics = Metrics()
+        served = await follow(ctx, refs, poll, stack, metrics=metrics, redis=redis)
+        note = check_bind(door.host, [one.current() for one in served])
         if note is not None:
             ctx.reporter.warn(note)
         working = await open_batches(ctx, batches, served, stack)
-        config = configured(Server(served, batches=working.api))
+        turns = Turns(door.crowd.at_once, door.crowd.waiting)
+        app = Server(served, turns=turns, metrics=metrics, batches=working.api)
+        config = configured(app if write is None else AccessLog(app, write))
         await _listen(ctx, Graceful(config, on_exit=working.end), listening, served)
+
+
+def _access_log(ctx: Context, file: Path, stack: AsyncExitStack) -> Callable[[bytes], None]:
+    """Open the access log, and give what takes a line. One that cannot be written is told once, and fails no request.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
+    if str(file) == "-":
+        out: BinaryIO = sys.stdout.buffer
+    else:
+        try:
+            out = stack.enter_context(file.open("ab", buffering=0))
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise UsageError(f"The access log {file} cannot be written.", why=why) from error
+    failing = False
+
+    def write(line: bytes) -> None:
+        nonlocal failing
+        try:
+            out.write(line)
+            out.flush()
+            failing = False
+        except OSError as error:
+            if not failing:
+                ctx.reporter.warn(f"the access log {file} cannot be written: {error.strerror or error}")
+            failing = True
+
+    return write
+
+
+@dataclass(frozen=True)
+class _Following:
+    """What all environments of a process share."""
+
+    ctx: Context
+    registry: Registry
+    pin: str
+    session: aiohttp.ClientSession
+    presidio: PresidioProcesses
+    key_sets: KeySets
+    link: RedisLink | None
+    poll: float
+    metrics: Metrics
 
 
 async def follow(
@@ -113,9 +190,13 @@ async def follow(
     poll: float,
     stack: AsyncExitStack,
     *,
+    metrics: Metrics | None = None,
     redis: str | None = None,
 ) -> list[Served]:
-    """Start following environments, and give what answers for them until the stack is left."""
+    """Start following environments, and give what answers for them until the stack is left.
+
+    Their receipts are counted in ``metrics``.
+    """
     link = await asyncio.to_thread(open_redis, ctx, redis, ctx.reporter.warn)
     if link is not None:
         stack.push_async_callback(link.close)
@@ -129,24 +210,16 @@ async def follow(
     presidio = await stack.enter_async_context(PresidioProcesses())
     key_sets = KeySets(session, ctx.reporter.warn)
     stack.push_async_callback(key_sets.close)
-    return [await _follow(ctx, registry, pin, ref, session, presidio, key_sets, link, poll, stack) for ref in refs]
+    following = _Following(ctx, registry, pin, session, presidio, key_sets, link, poll, metrics or Metrics())
+    return [await _follow(following, ref, stack) for ref in refs]
 
 
-async def _follow(
-    ctx: Context,
-    registry: Registry,
-    pin: str,
-    ref: EnvironmentReference,
-    session: aiohttp.ClientSession,
-    presidio: PresidioProcesses,
-    key_sets: KeySets,
-    link: RedisLink | None,
-    poll: float,
-    stack: AsyncExitStack,
-) -> Served:
+async def _follow(following: _Following, ref: EnvironmentReference, stack: AsyncExitStack) -> Served:
     """Start following one environment; its router answers by whatever its resolver holds."""
+    ctx, registry, metrics = following.ctx, following.registry, following.metrics
     log = ReceiptLog(receipts_folder(ctx, ref.app), on_loss=ctx.reporter.warn)
     stack.callback(log.close)
+    metrics.logs.append(log)
     cache = ctx.workspace / "cache"
     resolver: Resolver[Compiled]
     indexes = Indexes(
@@ -159,11 +232,11 @@ async def _follow(
     world = World(
         open_index=indexes.open,
         make_embedder=open_embedder,
-        session=session,
+        session=following.session,
         environ=ctx.environ,
         input_key=input_key(ctx),
-        key_sets=key_sets,
-        presidio=presidio,
+        key_sets=following.key_sets,
+        presidio=following.presidio,
     )
 
     async def prepare(verified: VerifiedBundle) -> Compiled:
@@ -173,10 +246,10 @@ async def _follow(
         registry,
         ref.app,
         ref.environment,
-        pin,
+        following.pin,
         prepare,
         state_dir=cache / "releases",
-        poll=poll,
+        poll=following.poll,
         clock=ctx.clock,
         on_event=lambda event: _told(ctx, str(ref), event),
         witness=lambda: ctx.locate().witness(ref.app, ref.environment),
@@ -185,10 +258,10 @@ async def _follow(
     stack.push_async_callback(resolver.stop)
     router = Router(
         resolver.current,
-        log,
+        metrics.of(log),
         ctx.clock,
         ctx.new_id,
-        counts=_counts(link, ref),
+        counts=_counts(following.link, ref),
         on_event=lambda what: ctx.reporter.warn(f"{format_time(ctx.clock())} {ref}: {what}"),
     )
     return Served(ref.app, ref.environment, resolver.current, router, lambda: resolver.status)

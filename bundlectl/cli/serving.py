@@ -94,6 +94,16 @@ def register(app: typer.Typer) -> None:
         poll: Annotated[
             float, typer.Option(metavar="SECONDS", min=0.1, help="How often to look at the registry.")
         ] = 5.0,
+        at_once: Annotated[
+            int, typer.Option(metavar="N", min=1, help="Requests answered at once; more of them wait.")
+        ] = 1024,
+        waiting: Annotated[
+            int, typer.Option(metavar="N", min=0, help="Requests that may wait; more are told to come back.")
+        ] = 1024,
+        access_log: Annotated[
+            Path | None,
+            typer.Option("--access-log", metavar="FILE", help="Add a JSON line for each response; -: to stdout."),
+        ] = None,
         concurrency: Annotated[
             int,
             typer.Option(
@@ -110,16 +120,27 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Follow environments and answer over HTTP until told to stop.
 
-        POST /v1/requests (JSON, or SSE with Accept: text/event-stream), /v1/batches, GET /v1/releases, /healthz,
-        /readyz, /openapi.json. What was verified last is kept: with the registry away, a restart answers from it.
+        POST /v1/requests (JSON, or SSE with Accept: text/event-stream), /v1/batches, /v1/chat/completions (OpenAI's
+        format), GET /v1/releases, /healthz, /readyz, /metrics, /openapi.json. What was verified last is kept: with the
+        registry away, a restart answers from it.
         Callers send an API key or an OIDC token (JWT), as the bindings' identities say; without configured identities
         the server listens on loopback only.
         """
         from bundlectl.actions.batching import BatchPlace
+        from bundlectl.actions.serve import Crowd
         from bundlectl.actions.serve import serve as act
 
-        batches = BatchPlace(queue, store, concurrency)
-        act(session.context(), environments, host=host, port=port, poll=poll, batches=batches, redis=redis)
+        act(
+            session.context(),
+            environments,
+            host=host,
+            port=port,
+            poll=poll,
+            crowd=Crowd(at_once, waiting),
+            access_log=access_log,
+            batches=BatchPlace(queue, store, concurrency),
+            redis=redis,
+        )
 
     @verb(
         app,

@@ -14,8 +14,8 @@ status of ``/v1/requests`` would be another than 200, it is an error with that s
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,11 +27,13 @@ from starlette.routing import Route
 from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Answer, Request, Usage
 from bundlectl.model.errors import VerificationFailed
+from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.assemble import Compiled
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError
 from bundlectl.router.identity import Identity
 from bundlectl.router.router import Event, Router, error_body
+from bundlectl.router.turns import Turns
 
 CHAT: Final = "/v1/chat/completions"
 MODELS: Final = "/v1/models"
@@ -117,10 +119,12 @@ class ChatApi:
         self,
         callers: Callable[[HttpRequest], Awaitable[Sequence[Caller]]],
         body: Callable[[HttpRequest], Awaitable[bytes | None]],
+        turns: Turns,
     ) -> None:
-        """Take what tells who calls, and what reads a body within the server's bounds."""
+        """Take what tells who calls, what reads a body within the server's bounds, and whose turn it is."""
         self._callers = callers
         self._body = body
+        self._turns = turns
 
     def routes(self) -> list[Route]:
         """Give the routes."""
@@ -163,24 +167,26 @@ class ChatApi:
         caller, task = _choose(chat.model, callers)
         asked = _request(chat, caller, task)
         if not chat.stream:
-            outcome = await caller.served.router.handle(asked, caller.identity, caller.compiled)
+            async with self._turns.turn(interactive=asked.latency_class == "interactive"):
+                outcome = await caller.served.router.handle(asked, caller.identity, caller.compiled)
+            request.scope[RECEIPT] = outcome.receipt.id
             if outcome.answer is None:
                 return _error(outcome.status, error_body(outcome))
             if outcome.status != 200:
                 return _refused(outcome.status, outcome.answer)
             return JSONResponse(_completion(outcome.answer, chat.model))
-        events = caller.served.router.stream(asked, caller.identity, caller.compiled)
-        first = await anext(events)
-        if first.outcome is not None and first.outcome.status != 200:
-            await events.aclose()
-            answer = first.outcome.answer
-            return (
-                _error(first.outcome.status, first.data) if answer is None else _refused(first.outcome.status, answer)
-            )
-        usage = chat.stream_options is not None and chat.stream_options.include_usage
-        return StreamingResponse(
-            _chunks(first, events, chat.model, usage=usage), media_type="text/event-stream", headers=_HEADERS
-        )
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._turns.turn(interactive=asked.latency_class == "interactive"))
+            events = caller.served.router.stream(asked, caller.identity, caller.compiled)
+            await stack.enter_async_context(aclosing(events))
+            first = await anext(events)
+            request.scope[RECEIPT] = first.outcome.receipt.id if first.outcome is not None else first.data["receipt"]
+            if first.outcome is not None and first.outcome.status != 200:
+                status, answer = first.outcome.status, first.outcome.answer
+                return _error(status, first.data) if answer is None else _refused(status, answer)
+            usage = chat.stream_options is not None and chat.stream_options.include_usage
+            chunks = _chunks(first, events, chat.model, stack.pop_all(), usage=usage)
+            return StreamingResponse(chunks, media_type="text/event-stream", headers=_HEADERS)
 
 
 def openapi_paths() -> dict[str, Any]:
@@ -392,15 +398,20 @@ def _completion(answer: Answer, model: str) -> dict[str, Any]:
     }
 
 
-async def _chunks(first: Event, events: Any, model: str, *, usage: bool) -> AsyncIterator[bytes]:
-    """Give the stream of a router as chunks. What ends in an error ends with it, and without ``[DONE]``."""
+async def _chunks(
+    first: Event, events: AsyncGenerator[Event, None], model: str, held: AsyncExitStack, *, usage: bool
+) -> AsyncIterator[bytes]:
+    """Give the stream of a router as chunks, and let go of what is held for it at its end.
+
+    What ends in an error ends with it, and without ``[DONE]``.
+    """
     frame: dict[str, Any] = {}
 
     def chunk(delta: Mapping[str, Any], finish: str | None = None, **also: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return _data({**frame, "choices": [choice], **also})
 
-    async with aclosing(events):
+    async with held:
         event = first
         while True:
             if not frame:

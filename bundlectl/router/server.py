@@ -16,8 +16,8 @@
 429   refused with ``limited``; ``Retry-After`` says when it would pass, unless it never will
 431   the headers are larger than 32 KiB
 500   a defect
-503   nothing could answer (see the receipt's attempts), no release is loaded, or the keys that a token would be
-      verified with cannot be fetched
+503   nothing could answer (see the receipt's attempts), no release is loaded, the keys that a token would be
+      verified with cannot be fetched, or too many requests are under way (``Retry-After``)
 ====  ==========================================================================================
 """
 
@@ -25,9 +25,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,21 +37,24 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bundlectl.inference.deadlines import Deadline
 from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Request
 from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
+from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.assemble import Compiled
 from bundlectl.router.chat import ChatApi, openapi_paths
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
 from bundlectl.router.limits import whole_seconds
+from bundlectl.router.metrics import Metrics
 from bundlectl.router.openapi import openapi
 from bundlectl.router.router import Event, Router, error_body
+from bundlectl.router.turns import Turns
 
 if TYPE_CHECKING:
     from bundlectl.resolver.resolver import Status
@@ -133,11 +138,32 @@ class Server:
     """The ASGI application for some environments of some apps."""
 
     def __init__(
-        self, served: Sequence[Served], *, body_seconds: float = BODY_SECONDS, batches: BatchApi | None = None
+        self,
+        served: Sequence[Served],
+        *,
+        body_seconds: float = BODY_SECONDS,
+        turns: Turns | None = None,
+        metrics: Metrics | None = None,
+        batches: BatchApi | None = None,
     ) -> None:
-        """Take what is served, how many seconds a body may take from its head to its last byte, and the batch API."""
+        """Take what is served.
+
+        Args:
+            served: the environments.
+            body_seconds: how many seconds a body may take from its head to its last byte.
+            turns: how many are answered at once.
+            metrics: what the environments' receipts are counted in.
+            batches: the batch API.
+        """
         self._served = list(served)
         self._body_seconds = body_seconds
+        self._turns = turns or Turns()
+        self._metrics = metrics or Metrics()
+        self._metrics.gauges |= {
+            "active_requests": lambda: self._turns.active,
+            "waiting_requests": lambda: self._turns.queued,
+            "turned_away_total": lambda: self._turns.turned_away,
+        }
         document = openapi()
         document["paths"] |= openapi_paths()
         self._document = batches.described(document) if batches is not None else document
@@ -147,7 +173,8 @@ class Server:
                 Route("/healthz", self._health),
                 Route("/readyz", self._ready),
                 Route("/openapi.json", self._openapi),
-                *ChatApi(self._callers, self._body).routes(),
+                Route("/metrics", self._look),
+                *ChatApi(self._callers, self._body, self._turns).routes(),
                 *(batches.routes(self._callers) if batches is not None else ()),
             ],
             exception_handlers={404: _not_found, 405: _not_allowed, HttpError: _http_error},
@@ -163,8 +190,10 @@ class Server:
                 raise http_error(405, "method_not_allowed", "Send requests with POST.")
             await self._answer(scope, receive, send)
         except HttpError as error:
+            self._metrics.responses[error.status] += 1
             # What of a body was not read must not be taken for the next request, nor be waited for.
-            await _send_json(send, error.status, error.body, close=error.status in _UNREAD)
+            close, later = error.status in _UNREAD, error.body.get("retry_after")
+            await _send_json(send, error.status, error.body, close=close, retry_after=later)
 
     # ------------------------------------------------------------ POST /v1/requests
 
@@ -183,19 +212,58 @@ class Server:
             # While the body came a release did, which may know the caller no longer.
             known = self._known(headers, local=local)
         one = _choose(request, known, _header(headers, b"x-app"))
+        turns = self._turns
+        if not turns.begin():
+            await turns.wait(interactive=request.latency_class == "interactive")
+        began = time.perf_counter()
         try:
             if b"text/event-stream" in (_header(headers, b"accept") or b""):
-                await _stream(one, request, receive, send)
+                await self._stream(one, request, scope, receive, send)
                 return
             outcome = await one.served.router.handle(request, one.identity, one.compiled)
         except ContractError as error:
             raise HttpError(422, _error(error)) from error
+        finally:
+            turns.end(time.perf_counter() - began)
+        scope[RECEIPT] = outcome.receipt.id
+        self._metrics.responses[outcome.status] += 1
         if outcome.answer is None:
             await _send_json(send, outcome.status, error_body(outcome))
         else:
             answer = outcome.answer
             body = answer.__pydantic_serializer__.to_json(answer, exclude_none=True)
             await _send(send, outcome.status, body, retry_after=outcome.retry_after)
+
+    async def _stream(self, one: _Judged, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events as they come, until the caller goes away: then the model's call is given up too."""
+        pump = asyncio.ensure_future(self._pump(one, request, scope, send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not pump.done():
+                pump.cancel()
+                await asyncio.wait({pump})
+        if not pump.cancelled():
+            pump.result()
+
+    async def _pump(self, one: _Judged, request: Request, scope: Scope, send: Send) -> None:
+        """Send every event. What ends with its first event is a plain JSON answer with a status of its own."""
+        started = False
+        async with aclosing(one.served.router.stream(request, one.identity, one.compiled)) as events:
+            async for event in events:
+                scope[RECEIPT] = event.outcome.receipt.id if event.outcome is not None else scope.get(RECEIPT)
+                if not started and event.outcome is not None:
+                    self._metrics.responses[event.outcome.status] += 1
+                    await _send_json(send, event.outcome.status, event.data, retry_after=event.outcome.retry_after)
+                    return
+                if not started:
+                    started = True
+                    self._metrics.responses[200] += 1
+                    await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
+                last = event.outcome is not None
+                await send({"type": "http.response.body", "body": _sse(event), "more_body": not last})
 
     def _fetches(self, headers: list[tuple[bytes, bytes]]) -> list[Awaitable[None]]:
         """Give what to wait for before the caller can be told: an issuer's keys, at first and when they are new."""
@@ -256,6 +324,10 @@ class Server:
             {"status": "ready" if ready else "not ready", "environments": [_state(one) for one in self._served]},
             status_code=200 if ready else 503,
         )
+
+    async def _look(self, _: HttpRequest) -> Response:
+        text = await asyncio.to_thread(self._metrics.text, self._served, datetime.now(UTC))
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     async def _openapi(self, _: HttpRequest) -> JSONResponse:
         return JSONResponse(self._document)
@@ -385,36 +457,6 @@ def _contract(body: bytes) -> Request:
             for found in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise HttpError(422, _error(ContractError(fields, fix="See /openapi.json."))) from error
-
-
-async def _stream(one: _Judged, request: Request, receive: Receive, send: Send) -> None:
-    """Send events as they come, until the caller goes away: then the model's call is given up too."""
-    pump = asyncio.ensure_future(_pump(one, request, send))
-    gone = asyncio.ensure_future(_gone(receive))
-    try:
-        await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        if not pump.done():
-            pump.cancel()
-            await asyncio.wait({pump})
-    if not pump.cancelled():
-        pump.result()
-
-
-async def _pump(one: _Judged, request: Request, send: Send) -> None:
-    """Send every event. What ends with its first event is a plain JSON answer with a status of its own."""
-    started = False
-    async with aclosing(one.served.router.stream(request, one.identity, one.compiled)) as events:
-        async for event in events:
-            if not started and event.outcome is not None:
-                await _send_json(send, event.outcome.status, event.data, retry_after=event.outcome.retry_after)
-                return
-            if not started:
-                started = True
-                await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
-            last = event.outcome is not None
-            await send({"type": "http.response.body", "body": _sse(event), "more_body": not last})
 
 
 async def _gone(receive: Receive) -> None:
