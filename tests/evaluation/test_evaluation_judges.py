@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from bundlectl.evaluation.calibration import Calibration, Judged, figures, kappa, rate, read_calibrations, weakness
+from bundlectl.evaluation.journal import Journal
 from bundlectl.evaluation.judges import unfit
 from bundlectl.evaluation.labels import read_labels
+from bundlectl.evaluation.runner import Side, run_sides
 from bundlectl.evaluation.scorers.judge import Judge, endpoint_of
 from bundlectl.evaluation.scorers.judged import JudgedScorer
 from bundlectl.evaluation.scorers.score import AnyScorer, Sample, Weighed, measured, weigh_case
@@ -23,14 +25,14 @@ from bundlectl.inference.bedrock import open_bedrock
 from bundlectl.inference.http import open_session
 from bundlectl.inference.openai import OpenAIProvider
 from bundlectl.inference.prices import PRICE_BOOK, PriceBook, read_price_book
-from bundlectl.inference.provider import Passage
+from bundlectl.inference.provider import ModelCall, ModelReply, Passage
 from bundlectl.model.bindings import ModelBinding
 from bundlectl.model.components import Model
 from bundlectl.model.errors import SourceError
 from bundlectl.model.suite import Judge as Settings
 from bundlectl.model.suite import Scorer as Line
 from bundlectl.model.suite import Suite
-from tests.evaluation.builders import NOW, answer, case, receipt, result, write_suite
+from tests.evaluation.builders import NOW, Outcome, ScriptedRouter, answer, case, receipt, result, write_suite
 from tests.support.fake_bedrock import API_KEY, Answer, fake_bedrock
 from tests.support.fake_judge import BOOK, MODEL, first_always, judge
 from tests.support.fake_models import FakeModels, Say, fake_models, throttle
@@ -404,3 +406,84 @@ def test_wrong_labels_name_their_line(tmp_path: Path, line: str, why: str) -> No
     with pytest.raises(SourceError) as caught:
         read_labels(tmp_path, "labels.jsonl", {"one": YES}, paired=False)
     assert any(why in problem.message for problem in caught.value.problems)
+
+
+async def test_a_judge_of_preferences_is_held_against_people_with_ties(tmp_path: Path, prices: PriceBook) -> None:
+    lines = [
+        {"case": "one", "answer": "yes", "other": "no", "label": "good"},
+        {"case": "one", "answer": "no", "other": "yes", "label": "bad"},
+        {"case": "one", "answer": "yes 1", "other": "yes 2", "label": "tie"},
+        {"case": "one", "answer": "yes 3", "other": "yes 4", "label": "good"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labels = read_labels(tmp_path, "pairs.jsonl", {"one": YES}, paired=True)
+    made = scorer(PAIRWISE)
+    assert isinstance(made, JudgedScorer)
+    async with fake_models() as fake, opened(fake, prices) as main:
+        fake.reply = judge()
+        bound = made.bound({"main": main})
+        said = [(await bound.examine(exhibit)).score.value for exhibit in labels.exhibits]
+    assert said == [1, 0, 0.5, 0.5]
+    senses = {"good": "good", "bad": "bad", "tie": "neither"}
+    pairs = [
+        Judged(senses[label.label], bound.sense(value))  # type: ignore[arg-type]
+        for label, value in zip(labels.labels, said, strict=True)
+        if value is not None
+    ]
+    found = figures(pairs)
+    assert found.sensitivity is not None and found.specificity is not None
+    assert (found.sensitivity.value, found.specificity.value, found.good, found.bad) == (0.5, 1, 2, 1)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"case": "one", "answer": "yes", "label": "good"}))
+    with pytest.raises(SourceError):
+        read_labels(tmp_path, "pairs.jsonl", {"one": YES}, paired=True)
+
+
+# ---------------------------------------------------------------- in a run
+
+
+class Stub:
+    """A provider that prefers the answer that says yes, and counts."""
+
+    name, reads_prompt, deterministic = "openai", True, False
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def generate(self, call: ModelCall) -> ModelReply:
+        self.calls += 1
+        shown = json.loads(call.messages[1]["content"])
+        better = "first" if shown["first"] == "yes" else "second"
+        return ModelReply(json.dumps({"reason": "", "better": better}), provider_model=MODEL)
+
+    def stream(self, call: ModelCall) -> Any:
+        raise NotImplementedError
+
+
+async def test_both_sides_of_a_preference_are_asked_together_and_add_up_to_one(
+    tmp_path: Path, prices: PriceBook
+) -> None:
+    cases = [{"id": name, "expected": {}} for name in ("a", "b", "c")]
+    judges = {"main": {"provider": "openai", "model": "judge"}}
+    suite = read_suite(write_suite(tmp_path, cases, [PAIRWISE, {"name": "refusal"}], judges=judges))
+    stub = Stub()
+    main = Judge("main", Settings(provider="openai", model="judge"), ModelBinding(), stub, prices)
+    says = {"a": ("yes", "no"), "b": ("no", "yes"), "c": ("yes", "yes")}
+    routers = [
+        ScriptedRouter(lambda request, side=side: Outcome(answer(says[request.input["question"]][side]), receipt()))
+        for side in (0, 1)
+    ]
+    with Journal(tmp_path / "j", "sha256:" + "1" * 64) as ours, Journal(tmp_path / "j", "sha256:" + "2" * 64) as theirs:
+        # The candidate's row of "a" was kept by an earlier run, and its text was not.
+        ours.add(result("a", pairwise=0.0))
+        sides = [
+            Side(router, identity="me", profile="p", journal=journal, judges={"main": main})
+            for router, journal in zip(routers, (ours, theirs), strict=True)
+        ]
+        candidate, baseline = await run_sides(suite, sides, concurrency=2, pause=0)
+        assert [row.scores["pairwise"].value for row in candidate] == [1, 0, 0.5]
+        assert [row.scores["pairwise"].value for row in baseline] == [0, 1, 0.5]
+        assert stub.calls == 4, "the same text is a tie without a judge"
+        again = await run_sides(suite, sides, concurrency=2, pause=0)
+        assert again == [candidate, baseline] and stub.calls == 4
+    (alone,) = await run_sides(suite, [Side(routers[0], identity="me", profile="p", judges={"main": main})], pause=0)
+    assert all("pairwise" not in row.scores for row in alone)
