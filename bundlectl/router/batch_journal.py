@@ -61,6 +61,21 @@ class LeasedRow:
     attempts: int
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of a row: its ``result``, or that it is put back for ``pause`` seconds, ``asked`` or not.
+
+    ``pause_batch``: its whole batch waits, see :meth:`Journal.pause`.
+    """
+
+    row: LeasedRow
+    usd: float | None
+    result: BatchResult | None = None
+    pause: float = 0.0
+    asked: bool = False
+    pause_batch: tuple[float, float, float] | None = None
+
+
 class Journal:
     """Implements ``Book``, and gives rows to workers."""
 
@@ -270,43 +285,60 @@ class Journal:
 
     def finish(self, row: LeasedRow, result: BatchResult, usd: float | None) -> bool:
         """Store a row's result; False when it has one already, which stays. What was spent counts all the same."""
+        return self.settle([Settled(row, usd, result=result)], "")[0]
+
+    def settle(self, rows: Sequence[Settled], worker: str) -> list[bool]:
+        """Store what came of rows, in one transaction; for each, whether its result is the one that stays.
+
+        A row without a result waits again, unless another worker has it by now. One that is put back without having
+        been asked has not lost its worker either.
+        """
         now = self._now()
-        data = result.model_dump_json(by_alias=True, exclude_none=True).encode()
+        kept: list[bool] = []
         with self._writing():
-            self._spent(row, usd)
-            done = self._db.execute(
-                "UPDATE rows SET state = ?, result = ?, attempts = ?, finished = ?, request = NULL, worker = NULL"
-                " WHERE upload = ? AND line = ? AND finished IS NULL",
-                (result.state, data, result.attempts, now, row.header.upload, row.line),
-            ).rowcount
-            if done and result.state == "answered":
-                self._db.execute("UPDATE batches SET pauses = 0 WHERE id = ? AND pauses > 0", (row.header.id,))
-            self._end_batch(row.header.id, row.header.upload, now)
+            for one in rows:
+                self._spent(one.row, one.usd)
+                if one.pause_batch is not None:
+                    self._pause(one.row.header.id, *one.pause_batch)
+                kept.append(self._finish(one.row, one.result, now) if one.result else self._put_back(one, worker, now))
+            for batch, upload in {(one.row.header.id, one.row.header.upload) for one in rows}:
+                self._end_batch(batch, upload, now)
+        return kept
+
+    def _finish(self, row: LeasedRow, result: BatchResult, now: float) -> bool:
+        data = result.model_dump_json(by_alias=True, exclude_none=True).encode()
+        done = self._db.execute(
+            "UPDATE rows SET state = ?, result = ?, attempts = ?, finished = ?, request = NULL, worker = NULL"
+            " WHERE upload = ? AND line = ? AND finished IS NULL",
+            (result.state, data, result.attempts, now, row.header.upload, row.line),
+        ).rowcount
+        if done and result.state == "answered":
+            self._db.execute("UPDATE batches SET pauses = 0 WHERE id = ? AND pauses > 0", (row.header.id,))
         return bool(done)
 
-    def put_back(self, row: LeasedRow, worker: str, *, pause: float, asked: bool, usd: float | None = 0.0) -> None:
-        """End a lease without a result: the row waits ``pause`` seconds. ``asked``: that counts as an attempt.
+    def _put_back(self, one: Settled, worker: str, now: float) -> bool:
+        self._db.execute(
+            "UPDATE rows SET state = 'waiting', worker = NULL, not_before = ?, attempts = attempts + ?,"
+            " starts = max(0, starts - 1) WHERE upload = ? AND line = ? AND state = 'running' AND worker = ?",
+            (now + one.pause, int(one.asked), one.row.header.upload, one.row.line, worker),
+        )
+        return False
 
-        A row that is put back without being asked has not lost its worker either.
-        """
-        with self._writing():
-            self._spent(row, usd)
-            self._db.execute(
-                "UPDATE rows SET state = 'waiting', worker = NULL, not_before = ?, attempts = attempts + ?,"
-                " starts = max(0, starts - 1) WHERE upload = ? AND line = ? AND state = 'running' AND worker = ?",
-                (self._now() + pause, int(asked), row.header.upload, row.line, worker),
-            )
+    def put_back(self, row: LeasedRow, worker: str, *, pause: float, asked: bool, usd: float | None = 0.0) -> None:
+        """End a lease without a result: the row waits ``pause`` seconds. ``asked``: that counts as an attempt."""
+        self.settle([Settled(row, usd, pause=pause, asked=asked)], worker)
 
     def pause(self, batch: str, first: float, longest: float, least: float = 0.0) -> None:
         """Let a whole batch wait, longer each time until a row is answered, and at least ``least`` seconds."""
-        now = self._now()
         with self._writing():
-            found = self._db.execute("SELECT paused, pauses FROM batches WHERE id = ?", (batch,)).fetchone()
-            if found is not None and found[0] <= now:
-                seconds = max(least, min(longest, first * 2.0 ** min(found[1], 20)))
-                self._db.execute(
-                    "UPDATE batches SET paused = ?, pauses = pauses + 1 WHERE id = ?", (now + seconds, batch)
-                )
+            self._pause(batch, first, longest, least)
+
+    def _pause(self, batch: str, first: float, longest: float, least: float) -> None:
+        now = self._now()
+        found = self._db.execute("SELECT paused, pauses FROM batches WHERE id = ?", (batch,)).fetchone()
+        if found is not None and found[0] <= now:
+            seconds = max(least, min(longest, first * 2.0 ** min(found[1], 20)))
+            self._db.execute("UPDATE batches SET paused = ?, pauses = pauses + 1 WHERE id = ?", (now + seconds, batch))
 
     def open_rows(self, sources: Sequence[tuple[str, str]]) -> int:
         """Count the rows of some apps' environments that have no result yet."""

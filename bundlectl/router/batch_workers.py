@@ -16,8 +16,8 @@ from typing import Final, TypeVar
 
 from bundlectl.model.errors import BackendUnavailable
 from bundlectl.router.batch_book import Settings
-from bundlectl.router.batch_journal import Journal, LeasedRow
-from bundlectl.router.batch_row import Answering, Asked, Row, ask
+from bundlectl.router.batch_journal import Journal, LeasedRow, Settled
+from bundlectl.router.batch_row import Answering, Row, ask
 from bundlectl.router.router import random_ids
 
 T = TypeVar("T")
@@ -91,6 +91,8 @@ class LocalWorkers:
         self._told = asyncio.Event()
         self._ending = False
         self._tasks: dict[asyncio.Task[None], LeasedRow] = {}
+        self._unstored: list[tuple[Settled, asyncio.Future[None]]] = []
+        self._some = asyncio.Event()
 
     def tell(self) -> None:
         """Say that there may be something new to do."""
@@ -103,8 +105,7 @@ class LocalWorkers:
 
     async def run(self, *, until_empty: bool = False) -> None:
         """Work until told to end; with ``until_empty``, only until every row has a result."""
-        beating = asyncio.create_task(self._beat())
-        sweeping = asyncio.create_task(self._sweep())
+        helpers = [asyncio.create_task(work) for work in (self._beat(), self._store(), self._sweep())]
         try:
             while not self._ending:
                 self._told.clear()
@@ -113,10 +114,10 @@ class LocalWorkers:
                     return
                 await self._wait()
         finally:
-            sweeping.cancel()
             await self._drain()
-            beating.cancel()
-            await asyncio.gather(beating, sweeping, return_exceptions=True)
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
             self._thread.shutdown(wait=True)
 
     async def _begin(self) -> int:
@@ -163,33 +164,43 @@ class LocalWorkers:
             self._clock,
         )
         asked = await ask(row, self._sources[header.app, header.environment])
-        if asked.slow:
-            first, longest = settings.first_pause, settings.longest_pause
-            await self._call(partial(self._journal.pause, header.id, first, longest, asked.pause))
-        await self._store(leased, asked)
+        again = asked.kind == "again"
+        settled = Settled(
+            leased,
+            asked.usd,
+            asked.result,
+            pause=backoff(settings, leased.attempts) if again else 0.0,
+            asked=again,
+            pause_batch=(settings.first_pause, settings.longest_pause, asked.pause) if asked.slow else None,
+        )
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unstored.append((settled, stored))
+        self._some.set()
+        await stored
 
-    async def _store(self, leased: LeasedRow, asked: Asked) -> None:
-        """Store what came of a row; with the journal away it is tried again for as long as the lease would last."""
-        settings = self._settings
-        if asked.result is not None:
-            work = partial(self._journal.finish, leased, asked.result, asked.usd)
-        else:
-            pause = backoff(settings, leased.attempts) if asked.kind == "again" else 0.0
-            work = partial(self._put_back, leased, pause=pause, asked=asked.kind == "again", usd=asked.usd)
-        until = asyncio.get_running_loop().time() + settings.lease
+    async def _store(self) -> None:
+        """Store what came of rows: all that has come meanwhile in one transaction, as each waits for the disk."""
         while True:
-            try:
-                await self._call(work)
-                return
-            except BackendUnavailable as error:
-                if asyncio.get_running_loop().time() > until:
-                    raise
-                self._problem(f"{error.what} {error.why}")
-                await asyncio.sleep(settings.idle)
-
-    def _put_back(self, leased: LeasedRow, *, pause: float, asked: bool, usd: float | None) -> bool:
-        self._journal.put_back(leased, self._worker, pause=pause, asked=asked, usd=usd)
-        return False
+            await self._some.wait()
+            self._some.clear()
+            taken, self._unstored = self._unstored, []
+            until = asyncio.get_running_loop().time() + self._settings.lease
+            while taken:
+                try:
+                    await self._call(partial(self._journal.settle, [one for one, _ in taken], self._worker))
+                except BackendUnavailable as error:
+                    self._problem(f"{error.what} {error.why}")
+                    if asyncio.get_running_loop().time() > until:
+                        for _, stored in taken:
+                            if not stored.done():
+                                stored.set_exception(error)
+                        break
+                    await asyncio.sleep(self._settings.idle)
+                else:
+                    for _, stored in taken:
+                        if not stored.done():
+                            stored.set_result(None)
+                    break
 
     async def _drain(self) -> None:
         """Let what is under way end; give back what does not end in time."""
