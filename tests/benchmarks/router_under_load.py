@@ -82,7 +82,7 @@ def waiting_times(effort: Effort) -> list[Result]:
 
 
 def first_token(effort: Effort) -> Result:
-    """Measure from sending to the first text of a stream, one request at a time; the model streams at once."""
+    """Measure from sending to the first text of a stream, one request at a time; the model streams half its text at once."""
     request = contract("chat", "How do I promote release 7?", policy_profile="guarded")
     body = json.dumps(request.model_dump(mode="json", exclude_none=True)).encode()
     head = b"POST /v1/requests HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: text/event-stream\r\ncontent-length: %d\r\n\r\n"
@@ -100,8 +100,8 @@ def first_token(effort: Effort) -> Result:
     return paired(
         "router over HTTP, time to first token",
         "ms",
-        "whole way of a request to its first text; the guard has held back and seen a window of 464 characters by "
-        "then; against a bare pass-through of the stream; the model streams at once",
+        "from sending to the first text, which the guard releases once it has seen a window of 464 characters; the "
+        "model gives 480 at once, and the rest 20 ms later; against a bare pass-through of the stream",
         turns,
     )
 
