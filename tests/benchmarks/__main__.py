@@ -20,6 +20,7 @@ from tests.benchmarks.cli_start import cli_start
 from tests.benchmarks.evaluation_run import evaluation_run
 from tests.benchmarks.histories import histories
 from tests.benchmarks.measure import Effort, Result
+from tests.benchmarks.peers import peers
 from tests.benchmarks.retrieval_quality import retrieval_quality
 from tests.benchmarks.router_over_http import router_over_http
 from tests.benchmarks.router_under_load import router_under_load
@@ -33,6 +34,7 @@ MEASURES: dict[str, Callable[[Effort], list[Result]]] = {
     "answer": answer_in_process,
     "http": router_over_http,
     "load": router_under_load,
+    "peers": peers,
     "calls": store_calls,
     "aws": aws_calls,
     "source": source_work,
@@ -63,7 +65,7 @@ def main() -> int:
 
 
 def table(results: list[Result]) -> None:
-    width = max(len(result.name) for result in results)
+    width = max((len(result.name) for result in results), default=0)
     print(f"{'':{width}}  {'ours':>10} {'against':>10} {'ratio':>8}  unit")
     for result in results:
         form = result.form()

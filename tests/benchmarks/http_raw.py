@@ -16,14 +16,20 @@ from typing import cast
 from tests.support.fake_models import Say, _whole
 
 
-def _length(head: bytes) -> int:
-    lower = head.lower()
+def _end(buffer: bytes, head: int) -> int:
+    """Give where the message ends whose head ends at ``head``; -1 when that cannot be told yet."""
+    lower = buffer[: head + 2].lower()
     at = lower.find(b"content-length:")
-    return int(lower[at + 15 : lower.find(b"\r\n", at)]) if at >= 0 else 0
+    if at >= 0:
+        return head + 4 + int(lower[at + 15 : lower.find(b"\r\n", at)])
+    if b"transfer-encoding: chunked" in lower:
+        last = buffer.find(b"\r\n0\r\n\r\n", head)
+        return last + 7 if last >= 0 else -1
+    return head + 4
 
 
 class _Messages(asyncio.Protocol):
-    """Cuts what comes into HTTP messages with a content-length."""
+    """Cuts what comes into HTTP messages."""
 
     def __init__(self) -> None:
         self.buffer = b""
@@ -34,8 +40,8 @@ class _Messages(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         while (at := self.buffer.find(b"\r\n\r\n")) >= 0:
-            end = at + 4 + _length(self.buffer[: at + 2])
-            if len(self.buffer) < end:
+            end = _end(self.buffer, at)
+            if end < 0 or len(self.buffer) < end:
                 return
             head, body, self.buffer = self.buffer[:at], self.buffer[at + 4 : end], self.buffer[end:]
             self.message(head, body)

@@ -122,7 +122,7 @@ def _named(url: str, serial: int) -> str:
 
 
 async def _world(stack: AsyncExitStack) -> World:
-    return World(session=await stack.enter_async_context(open_session()), open_index=_no_index)
+    return World(session=await stack.enter_async_context(open_session()), open_index=no_index)
 
 
 async def _compiled(url: str, world: World, serial: int) -> Compiled:
@@ -137,7 +137,7 @@ def _served(current: Callable[[], Compiled], stack: AsyncExitStack) -> Server:
     return Server([Served("support", "prod", current, Router(current, log))])
 
 
-async def _no_index(*_: object) -> Any:
+async def no_index(*_: object) -> Any:
     """Give what is never searched here."""
     return None
 

@@ -82,7 +82,7 @@ def waiting_times(effort: Effort) -> list[Result]:
 
 
 def first_token(effort: Effort) -> Result:
-    """Measure from sending to the first text of a stream, one request at a time; the model streams half its text at once."""
+    """Measure from sending to the first text of a stream, one request at a time."""
     request = contract("chat", "How do I promote release 7?", policy_profile="guarded")
     body = json.dumps(request.model_dump(mode="json", exclude_none=True)).encode()
     head = b"POST /v1/requests HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: text/event-stream\r\ncontent-length: %d\r\n\r\n"
@@ -168,10 +168,9 @@ def many_at_once(effort: Effort) -> Result:
         before = megabytes(ours)
         done, took = uvloop.run(call(ours.port, requests(), 0.0, AT_ONCE))
         most = megabytes(ours, most=True)
-    note = (
-        f"{done:,} of {AT_ONCE:,} requests at once served, against the model's 2 s; {before:.0f} MiB before, at most "
-    )
-    return Result("router over HTTP, 1,000 at once", took, SLOW, took / SLOW, "s", note + f"{most:.0f}")
+    note = f"{done:,} of {AT_ONCE:,} requests at once served, against the model's 2 s; "
+    note += f"{before:.0f} MiB before, at most {most:.0f}"
+    return Result("router over HTTP, 1,000 at once", took, SLOW, took / SLOW, "s", note)
 
 
 def swaps(effort: Effort) -> list[Result]:
