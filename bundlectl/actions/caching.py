@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from bundlectl.actions.context import Context
 from bundlectl.evaluation.cache import EvaluationCache, Held, clear, held
@@ -20,8 +21,15 @@ from bundlectl.router.assemble import Compiled
 WITHOUT = frozenset({"evaluation"})
 """Components that no answer comes from."""
 
-SURROUNDINGS = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_ENDPOINT_URL")
-"""Variables that say where models are asked, as far as bindings do not. ``AWS_ENDPOINT_URL_<SERVICE>`` as well."""
+
+@runtime_checkable
+class Addressed(Protocol):
+    """A provider whose address bindings do not say alone."""
+
+    @property
+    def address(self) -> str:
+        """Where it is asked."""
+        ...
 
 
 def cache_folder(ctx: Context) -> Path:
@@ -42,7 +50,7 @@ def ingredients_of(
         components={name: found for name, found in compiled.components.items() if name not in WITHOUT},
         bindings=bindings.form(),
         models={name: model.form() for name, model in bundle.components.models.items()},
-        surroundings=_surroundings(ctx.environ),
+        addresses=_addresses(compiled),
         prices=compiled.prices.name,
         actor=actor,
         look=look,
@@ -74,9 +82,9 @@ def memory_of(
     )
 
 
-def _surroundings(environ: Mapping[str, str]) -> dict[str, str]:
+def _addresses(compiled: Compiled) -> dict[str, str]:
     return {
-        name: value for name, value in environ.items() if name in SURROUNDINGS or name.startswith("AWS_ENDPOINT_URL_")
+        name: route.provider.address for name, route in compiled.routes.items() if isinstance(route.provider, Addressed)
     }
 
 

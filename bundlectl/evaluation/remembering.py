@@ -57,15 +57,16 @@ class Ingredients:
     """What every answer of one side of a run depends on, besides the request, the snapshot and the repeat.
 
     ``components``: digests of those that answers come from, by name. ``bindings``: as JSON, endpoints among them.
-    ``models``: provider, id and parameters by name. ``surroundings``: what of this process's environment decides
-    where models are asked. ``prices``: the price book that costs are by. ``actor``: who will sign; ``look``: the
-    number of that look at the digest. ``beside``: the other bundle of a comparison, and which of the two this one is.
+    ``models``: provider, id and parameters by name. ``addresses``: where models are asked, by route, as far as more
+    than bindings says it: the AWS configuration. ``prices``: the price book that costs are by. ``actor``: who will
+    sign; ``look``: the number of that look at the digest. ``beside``: the other bundle of a comparison, and which of
+    the two this one is.
     """
 
     components: Mapping[str, str]
     bindings: Mapping[str, Any]
     models: Mapping[str, Any]
-    surroundings: Mapping[str, str]
+    addresses: Mapping[str, str]
     prices: str
     actor: str
     look: int

@@ -70,6 +70,11 @@ class AwsService:
         self._credentials = credentials
         self._bearer = bearer
 
+    @property
+    def address(self) -> str:
+        """Where it is asked: URL and region, as bindings, environment and AWS configuration came to say."""
+        return f"{self._url} {self.region}"
+
     async def post(
         self,
         path: str,

@@ -41,6 +41,11 @@ class BedrockProvider:
         self._profile = profile
         self._guard = guard
 
+    @property
+    def address(self) -> str:
+        """Where it is asked."""
+        return self._service.address
+
     async def generate(self, call: ModelCall) -> ModelReply:
         """Make one attempt; a deadline for tokens makes it a stream, as only streams have tokens."""
         what = _name(call)

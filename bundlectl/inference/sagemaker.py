@@ -47,6 +47,11 @@ class SageMakerProvider:
         }
         self._headers = {name: value for name, value in chosen.items() if value is not None}
 
+    @property
+    def address(self) -> str:
+        """Where it is asked."""
+        return self._service.address
+
     async def generate(self, call: ModelCall) -> ModelReply:
         """Make one attempt; a deadline for tokens makes it a stream, as only streams have tokens."""
         what = _name(call)

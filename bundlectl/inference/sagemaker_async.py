@@ -68,6 +68,11 @@ class SageMakerAsyncProvider:
         self._requests = requests
         self._endpoint = endpoint
 
+    @property
+    def address(self) -> str:
+        """Where it is asked."""
+        return self._service.address
+
     async def generate(self, call: ModelCall) -> ModelReply:
         """Make one attempt; its first token is its whole reply."""
         what = _name(call)

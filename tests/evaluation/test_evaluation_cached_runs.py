@@ -8,14 +8,22 @@ import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from bundlectl.actions.caching import cache_folder
+from bundlectl.actions.caching import cache_folder, ingredients_of
 from bundlectl.actions.context import Silent
 from bundlectl.actions.drift import drift
 from bundlectl.actions.policy import set_policy
 from bundlectl.evaluation.cache import FILE, held
+from bundlectl.evaluation.remembering import Ingredients
+from bundlectl.inference.aws import AwsService
+from bundlectl.inference.bedrock import BedrockProvider
+from bundlectl.inference.prices import PRICE_BOOK
+from bundlectl.inference.sagemaker import SageMakerProvider
+from bundlectl.model.bindings import Bindings
 from bundlectl.model.components import Evaluation
 from bundlectl.model.errors import GateNotPassed
 from bundlectl.trust.signers import generate_key
@@ -113,6 +121,7 @@ def test_age_is_judged_by_the_oldest_answer(shop: Shop) -> None:
     with pytest.raises(GateNotPassed) as stopped:
         shop.release(new, "lab")
     assert "age:s" in str(stopped.value.why) and "3 d old" in str(stopped.value.why)
+    shop.ctx.clock = lambda: now + timedelta(days=3, minutes=1)
     shop.evaluate(new, suite, baseline=None)
     shop.release(new, "lab")
 
@@ -202,3 +211,23 @@ def test_a_killed_eval_keeps_what_was_paid_for(shop: Shop, number: signal.Signal
     whole = shop.evaluate(equal, suite, baseline=None, cache=False)
     assert whole.report.complete and whole.attestation is not None
     assert asked(shop) - begun <= 60 + 4  # the four that were under way are asked again
+
+
+def test_where_the_aws_configuration_sends_questions_is_an_ingredient(shop: Shop) -> None:
+    def made(url: str, region: str) -> Ingredients:
+        http: Any = None
+        service = AwsService(http, url, signing_name="bedrock", region=region, credentials=None)
+        providers = {"a": BedrockProvider(service), "b": SageMakerProvider(service), "c": None, "d": object()}
+        compiled: Any = SimpleNamespace(
+            components={},
+            prices=PRICE_BOOK,
+            routes={name: SimpleNamespace(provider=provider) for name, provider in providers.items()},
+        )
+        bundle = shop.ctx.registry.get_bundle(APP, shop.bundle(CAREFUL).partition("@")[2])
+        return ingredients_of(shop.ctx, bundle, Bindings(), compiled, actor="e", look=1, beside=None)
+
+    here = made("https://here/", "eu-central-1")
+    assert here.addresses == {"a": "https://here eu-central-1", "b": "https://here eu-central-1"}
+    others = [made("https://here/", "us-east-1"), made("https://there/", "eu-central-1")]
+    assert len({one.digest() for one in [here, *others]}) == 3
+    assert made("https://here", "eu-central-1").digest() == here.digest()
