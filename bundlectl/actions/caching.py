@@ -84,7 +84,9 @@ def memory_of(
 
 def _addresses(compiled: Compiled) -> dict[str, str]:
     return {
-        name: route.provider.address for name, route in compiled.routes.items() if isinstance(route.provider, Addressed)
+        name: provider.address
+        for name, route in compiled.routes.items()
+        if isinstance(provider := route.provider, Addressed)
     }
 
 
