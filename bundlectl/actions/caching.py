@@ -83,11 +83,12 @@ def memory_of(
 
 
 def _addresses(compiled: Compiled) -> dict[str, str]:
-    return {
-        name: provider.address
-        for name, route in compiled.routes.items()
-        if isinstance(provider := route.provider, Addressed)
-    }
+    found = {}
+    for name, route in compiled.routes.items():
+        provider = route.provider
+        if provider is not None and isinstance(provider, Addressed):
+            found[name] = provider.address
+    return found
 
 
 def cache_show(ctx: Context) -> Held:
