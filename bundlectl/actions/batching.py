@@ -119,26 +119,39 @@ def open_book(ctx: Context, place: BatchPlace) -> Book:
     return Journal(ctx.workspace / JOURNAL, ctx.clock)
 
 
-def make_workers(ctx: Context, book: Book, sources: Sequence[Answering], settings: Settings) -> Workers:
-    """Make what works on a book's batches."""
+def make_workers(
+    ctx: Context,
+    book: Book,
+    sources: Sequence[Answering],
+    settings: Settings,
+    admits: Callable[[], bool] = lambda: True,
+) -> Workers:
+    """Make what works on a book's batches; ``admits`` says whether rows may begin now."""
     from bundlectl.router.batch_journal import Journal
 
     if isinstance(book, Journal):
         from bundlectl.router.batch_workers import LocalWorkers
 
-        return LocalWorkers(book, sources, settings, clock=ctx.clock, on_problem=ctx.reporter.warn)
+        return LocalWorkers(book, sources, settings, clock=ctx.clock, on_problem=ctx.reporter.warn, admits=admits)
     from bundlectl.router.batch_sqs import QueueWorkers
     from bundlectl.router.batch_store import StoreBook
 
     if not isinstance(book, StoreBook):
         raise TypeError(f"{type(book).__name__} is no book that workers know")
-    return QueueWorkers(book, sources, settings, clock=ctx.clock, on_problem=ctx.reporter.warn)
+    return QueueWorkers(book, sources, settings, clock=ctx.clock, on_problem=ctx.reporter.warn, admits=admits)
 
 
-async def open_batches(ctx: Context, place: BatchPlace, sources: Sequence[Answering], stack: AsyncExitStack) -> Working:
+async def open_batches(
+    ctx: Context,
+    place: BatchPlace,
+    sources: Sequence[Answering],
+    stack: AsyncExitStack,
+    *,
+    admits: Callable[[], bool] = lambda: True,
+) -> Working:
     """Open a server's batch endpoints, and start working on batches unless the place says that others do.
 
-    Leaving the stack lets what is under way end, and gives back what does not.
+    ``admits`` says whether rows may begin now. Leaving the stack lets what is under way end, or gives it back.
     """
     from bundlectl.router.batch_http import BatchApi
 
@@ -146,7 +159,7 @@ async def open_batches(ctx: Context, place: BatchPlace, sources: Sequence[Answer
     stack.callback(book.close)
     if not place.concurrency:
         return Working(BatchApi(book, clock=ctx.clock), lambda: None)
-    workers = make_workers(ctx, book, sources, settings_of(ctx, place))
+    workers = make_workers(ctx, book, sources, settings_of(ctx, place), admits)
     task = asyncio.create_task(workers.run())
 
     def over(task: asyncio.Task[None]) -> None:

@@ -132,8 +132,9 @@ async def _serve(
         note = check_bind(door.host, [one.current() for one in served])
         if note is not None:
             ctx.reporter.warn(note)
-        working = await open_batches(ctx, batches, served, stack)
         turns = Turns(door.crowd.at_once, door.crowd.waiting)
+        # While anybody waits for a turn, no row of a batch begins.
+        working = await open_batches(ctx, batches, served, stack, admits=lambda: not turns.queued)
         app = Server(served, turns=turns, metrics=metrics, batches=working.api)
         config = configured(app if write is None else AccessLog(app, write))
         await _listen(ctx, Graceful(config, on_exit=working.end), listening, served)
