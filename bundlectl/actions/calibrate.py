@@ -16,10 +16,10 @@ from bundlectl.actions.judging import judge_bindings, open_judges
 from bundlectl.evaluation.calibration import Calibration, Judged, figures, judged_options, weakness
 from bundlectl.evaluation.judges import models_of
 from bundlectl.evaluation.labels import Labels, read_labels
-from bundlectl.evaluation.runner import Budget, total
+from bundlectl.evaluation.runner import Budget
 from bundlectl.evaluation.scorers.judge import Judge
 from bundlectl.evaluation.scorers.judged import JudgedScorer, Sense
-from bundlectl.evaluation.scorers.score import Weighed
+from bundlectl.evaluation.scorers.score import Weighed, total
 from bundlectl.evaluation.scorers.table import make_scorers
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
 from bundlectl.model.bindings import ModelBinding

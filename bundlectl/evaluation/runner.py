@@ -26,7 +26,16 @@ from bundlectl.evaluation.journal import Journal
 from bundlectl.evaluation.remembering import Memory
 from bundlectl.evaluation.report import CaseResult, Row
 from bundlectl.evaluation.scorers.judge import Judge
-from bundlectl.evaluation.scorers.score import AnyScorer, OpenedScorer, Sample, Score, failed, measured, weigh_case
+from bundlectl.evaluation.scorers.score import (
+    AnyScorer,
+    OpenedScorer,
+    Sample,
+    Score,
+    failed,
+    measured,
+    total,
+    weigh_case,
+)
 from bundlectl.evaluation.scorers.table import make_scorers, paired
 from bundlectl.evaluation.suite import LoadedSuite, request_of
 from bundlectl.inference.provider import Passage
@@ -494,12 +503,6 @@ def mirrored(baseline: CaseResult, candidate: CaseResult, pairs: frozenset[str])
         if key in pairs
     }
     return baseline.model_copy(update={"scores": baseline.scores | scores}) if scores else baseline
-
-
-def total(costs: Sequence[float | None]) -> float | None:
-    """Add up; None where one is not known."""
-    known = [usd for usd in costs if usd is not None]
-    return math.fsum(known) if len(known) == len(costs) else None
 
 
 def not_to_be_scored(answer: Answer | None, receipt: Receipt) -> str | None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic_core import from_json
 
+from bundlectl.evaluation.scorers.score import total
 from bundlectl.inference.prices import PriceBook
 from bundlectl.inference.provider import ModelCall, ModelReply, Provider, ProviderError
 from bundlectl.model.bindings import ModelBinding
@@ -100,8 +101,8 @@ class Judge:
                 # The parser's message would quote the reply, and with it perhaps the answer that is judged.
                 problem = str(error) if isinstance(error, Misread) else "its reply is not JSON of the form"
                 continue
-            return Ruling(said, _total(spent), reply.provider_model)
-        raise NoRuling(f"the judge {self.name} gave no ruling, asked twice: {problem}", _total(spent))
+            return Ruling(said, total(spent), reply.provider_model)
+        raise NoRuling(f"the judge {self.name} gave no ruling, asked twice: {problem}", total(spent))
 
     async def _reply(
         self, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any], spent: Sequence[float | None]
@@ -121,7 +122,7 @@ class Judge:
             except ProviderError as error:
                 if error.kind == "refused" or number == self._settings.retries:
                     why = f" ({error.why})" if error.why else ""
-                    raise NoRuling(f"the judge {self.name} failed: {error.kind}{why}", _total(spent)) from error
+                    raise NoRuling(f"the judge {self.name} failed: {error.kind}{why}", total(spent)) from error
                 await asyncio.sleep(max(min(LONGEST_PAUSE, PAUSE * 2**number), error.retry_after or 0.0))
         raise AssertionError("a range of at least one is never empty")
 
@@ -152,8 +153,3 @@ def number_of(value: Any, key: str) -> float:
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
         raise Misread(f"its {key} is not a number")
     return float(found)
-
-
-def _total(spent: Sequence[float | None]) -> float | None:
-    known = [usd for usd in spent if usd is not None]
-    return math.fsum(known) if len(known) == len(spent) else None

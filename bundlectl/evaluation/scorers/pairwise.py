@@ -22,7 +22,7 @@ from bundlectl.evaluation.scorers.judged import (
     question_of,
     ruled,
 )
-from bundlectl.evaluation.scorers.score import Sample, Weighed, failed, measured, unmeasured
+from bundlectl.evaluation.scorers.score import Sample, Weighed, failed, measured, total, unmeasured
 from bundlectl.evaluation.scorers.text import text_of
 
 SYSTEM = (
@@ -83,25 +83,22 @@ class Pairwise(JudgedScorer):
             self._one(judge, exhibit, exhibit.other, exhibit.text),
             return_exceptions=True,
         )
-        usd = 0.0
         rulings: list[Ruling[Better]] = []
         failure: NoRuling | None = None
-        known = True
         for one in both:
-            if isinstance(one, BaseException) and not isinstance(one, NoRuling):
-                raise one
-            known = known and one.usd is not None
-            usd += one.usd or 0.0
             if isinstance(one, NoRuling):
                 failure = one
+            elif isinstance(one, BaseException):
+                raise one
             else:
                 rulings.append(one)
+        usd = total([one.usd for one in both if isinstance(one, Ruling | NoRuling)])
         if failure is not None:
-            raise NoRuling(failure.what, usd if known else None)
+            raise NoRuling(failure.what, usd)
         ahead, behind = rulings
         value = {("first", "second"): 1.0, ("second", "first"): 0.0}.get((ahead.said, behind.said), 0.5)
         models = sorted({ruling.model for ruling in rulings if ruling.model is not None})
-        return ruled(value, ", ".join(models) or None, usd if known else None)
+        return ruled(value, ", ".join(models) or None, usd)
 
     async def _one(self, judge: Judge, exhibit: Exhibit, first: str, second: str) -> Ruling[Better]:
         shown: dict[str, Any] = {"criteria": self.options.criteria, "question": question_of(exhibit.case)}

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from bundlectl.evaluation.scorers.judge import Judge, NoRuling
 from bundlectl.evaluation.scorers.judged import Exhibit, JudgedOptions, JudgedScorer, question_of
-from bundlectl.evaluation.scorers.score import Sample, Score, Weighed, failed, measured, unmeasured
+from bundlectl.evaluation.scorers.score import Sample, Score, Weighed, failed, measured, total, unmeasured
 from bundlectl.evaluation.scorers.text import text_of
 from bundlectl.inference.embeddings import Embedder, open_embedder
 from bundlectl.model.components import Embedding
@@ -213,11 +213,11 @@ class RagasJudged(JudgedScorer):
                 reference=exhibit.case.expected.answer or "",
             )
         except NoRuling as error:
-            raise NoRuling(error.what, _sum([*llm.spent, error.usd])) from error
+            raise NoRuling(error.what, total([*llm.spent, error.usd])) from error
         except _BROKEN as error:
-            return Weighed(failed(f"ragas broke: {type(error).__name__}"), _sum(llm.spent))
+            return Weighed(failed(f"ragas broke: {type(error).__name__}"), total(llm.spent))
         score = scored(value).model_copy(update={"judge": ", ".join(sorted(llm.models)) or None})
-        return Weighed(score, _sum(llm.spent))
+        return Weighed(score, total(llm.spent))
 
     def _own(self) -> dict[str, Any]:
         """Give the metric's own options."""
@@ -274,8 +274,3 @@ class AnswerRelevancy(RagasJudged):
         if self._made is None:
             self._made = open_embedder(self.options.embedding)
         return self._made
-
-
-def _sum(spent: list[float | None]) -> float | None:
-    known = [usd for usd in spent if usd is not None]
-    return math.fsum(known) if len(known) == len(spent) else None

@@ -9,7 +9,7 @@ or a one, and neither ever helps a verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -94,6 +94,12 @@ class Weighed:
 
     score: Score
     usd: float | None = 0.0
+
+
+def total(costs: Sequence[float | None]) -> float | None:
+    """Add up; None where one is not known."""
+    known = [usd for usd in costs if usd is not None]
+    return math.fsum(known) if len(known) == len(costs) else None
 
 
 @runtime_checkable
