@@ -41,9 +41,10 @@ def kill(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
+@pytest.mark.timeout(300)
 def test_servers_and_workers_that_are_killed(tmp_path: Path) -> None:
     work = Workspace.at(tmp_path, live=True)
-    count, headers = 160, {"idempotency-key": "nightly"}
+    count, headers = 240, {"idempotency-key": "nightly"}
     body = rows(count)
 
     def status(client: Client) -> Any:
@@ -76,44 +77,32 @@ def test_servers_and_workers_that_are_killed(tmp_path: Path) -> None:
     file.write_text("apiVersion: bundlectl/v1\nkind: Bindings\nlimits: {tenants: {default: {usd_per_day: 5.0}}}\n")
     bind(work.context(), f"{APP}:prod", reason="another release", file=file, confirmed="prod")
     with serving(work, "prod", env=LEASE) as (server, client):
-        wait_for(lambda: status(client)["state"] == "completed", 90, lambda: json.dumps(status(client)))
-        found = [json.loads(line) for line in client.get(f"/v1/batches/{batch}/results").text.splitlines()]
-        check(found, count)
-        assert {row["answer"]["release"]["serial"] for row in found} == {1, 2}
+        wait_for(lambda: status(client)["counts"]["answered"] >= 60, 90, lambda: json.dumps(status(client)))
         assert client.send("POST", "/v1/batches", body, headers).json["id"] == batch
+        # Told to stop, it ends or gives back what is under way, and leaves the rest.
         assert server.stop() == 0
         assert "Traceback" not in server.said
-    again = [json.loads(line) for line in work.warm("batch", "results", batch).out.splitlines()]
-    assert again == found
-    assert len(work.quick("batch", "list")["batches"]) == 1
-
-
-def test_a_drained_server_leaves_the_rest_to_the_next(tmp_path: Path) -> None:
-    work = Workspace.at(tmp_path, live=True)
-    file = work.folder / "rows.jsonl"
-    file.write_bytes(rows(120))
-    batch = work.here("batch", "submit", f"{APP}:prod", "rows.jsonl")["id"]
-    with serving(work, "prod") as (server, client):
-        del client
-        wait_for(lambda: work.quick("batch", "status", batch)["counts"]["answered"] >= 5, 60, lambda: server.said)
-        assert server.stop() == 0
     left = work.quick("batch", "status", batch)["counts"]
-    assert left["running"] == 0, "what was under way ended, or was given back"
+    assert left["running"] == 0
     assert left["waiting"] > 0
-    work.run("worker", f"{APP}:prod", "--until-empty", "--concurrency", "8", timeout=90)
-    check([json.loads(line) for line in work.warm("batch", "results", batch).out.splitlines()], 120)
+    work.run("worker", f"{APP}:prod", "--until-empty", "--concurrency", "8", timeout=100)
+    found = [json.loads(line) for line in work.warm("batch", "results", batch).out.splitlines()]
+    check(found, count)
+    assert {row["answer"]["release"]["serial"] for row in found} == {1, 2}
     shown = work.warm("batch", "status", batch, "--watch").out
     assert "completed" in shown
-    assert "120 answered" in shown
+    assert f"{count} answered" in shown
+    assert len(work.quick("batch", "list")["batches"]) == 1
     told = work.warm("batch", "submit", f"{APP}:prod", "none.jsonl", code=2).err
     assert "cannot be read" in told
     assert "need the queue and a store" in work.warm("batch", "list", "--batch-queue", "sqs:x", code=2).err
 
 
+@pytest.mark.timeout(300)
 def test_workers_of_a_queue_that_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aws = stand_in("moto")
     work = Workspace.at(tmp_path, live=True)
-    name, bucket, count = f"rows-{secrets.token_hex(4)}", aws.bucket("batches"), 24
+    name, bucket, count = f"rows-{secrets.token_hex(4)}", aws.bucket("batches"), 48
     url = aws.client("sqs").create_queue(QueueName=name)["QueueUrl"]
     env = {
         **aws.environ,
@@ -135,7 +124,7 @@ def test_workers_of_a_queue_that_are_killed(tmp_path: Path, monkeypatch: pytest.
         return spawn(work.folder, *argv, stderr=subprocess.PIPE, env=environment(**env))
 
     first = start()
-    wait_until(lambda: done() >= 5, first)
+    wait_until(lambda: done() >= 1, first)
     kill(first)
     assert done() < count
     last = start()
