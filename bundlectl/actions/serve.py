@@ -33,6 +33,7 @@ from bundlectl.resolver.resolver import Event, Resolver
 from bundlectl.resolver.trusted import VerifiedBundle
 from bundlectl.router.access_log import AccessLog
 from bundlectl.router.assemble import Compiled, World, assemble
+from bundlectl.router.cache import AnswerCache, MemoryCache
 from bundlectl.router.indexes import Indexes
 from bundlectl.router.key_sets import KeySets
 from bundlectl.router.limits import Counts
@@ -91,7 +92,8 @@ def serve(
         crowd: how many requests are answered at once, and how many may wait.
         access_log: the file that a line for each response is added to; ``-`` for stdout.
         batches: where batches are kept, and how many of their rows are worked on here at once.
-        redis: where limits are shared with other servers; by default what ``BUNDLECTL_REDIS`` names, else nowhere.
+        redis: where limits and kept answers are shared with other servers; by default what ``BUNDLECTL_REDIS``
+            names, else nowhere.
 
     Raises:
         UsageError: the host is not loopback and no identities are configured.
@@ -257,13 +259,18 @@ async def _follow(following: _Following, ref: EnvironmentReference, stack: Async
     )
     await resolver.start()
     stack.push_async_callback(resolver.stop)
+
+    def warn(what: str) -> None:
+        ctx.reporter.warn(f"{format_time(ctx.clock())} {ref}: {what}")
+
     router = Router(
         resolver.current,
         metrics.of(log),
         ctx.clock,
         ctx.new_id,
         counts=_counts(following.link, ref),
-        on_event=lambda what: ctx.reporter.warn(f"{format_time(ctx.clock())} {ref}: {what}"),
+        cache=_cache(following.link, ref, warn),
+        on_event=warn,
     )
     return Served(ref.app, ref.environment, resolver.current, router, lambda: resolver.status)
 
@@ -274,6 +281,14 @@ def _counts(link: RedisLink | None, ref: EnvironmentReference) -> Counts:
     from bundlectl.router.limits_redis import RedisCounts
 
     return RedisCounts(link, ref.app, ref.environment)
+
+
+def _cache(link: RedisLink | None, ref: EnvironmentReference, warn: Callable[[str], None]) -> AnswerCache:
+    if link is None:
+        return MemoryCache()
+    from bundlectl.router.cache_redis import RedisCache
+
+    return RedisCache(link, ref.app, ref.environment, warn)
 
 
 def _told(ctx: Context, name: str, event: Event) -> None:

@@ -16,8 +16,8 @@ RedisOption = Annotated[
     typer.Option(
         "--redis",
         metavar="REF",
-        help="Where limits are shared with other servers: redis://HOST:PORT, or env:, file:, aws-sm:, ssm: for where "
-        "such an address is [env: BUNDLECTL_REDIS; default: in memory]",
+        help="Where limits and kept answers are shared with other servers: redis://HOST:PORT, or env:, file:, aws-sm:, "
+        "ssm: for where such an address is [env: BUNDLECTL_REDIS; default: in memory]",
         show_default=False,
     ),
 ]

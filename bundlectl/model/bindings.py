@@ -9,9 +9,9 @@ import re
 from collections.abc import Collection
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from bundlectl.model.types import Digest, Duration, Name, Strict
+from bundlectl.model.types import Digest, Duration, Name, Strict, seconds
 
 CredentialRef = Annotated[str, StringConstraints(pattern=r"^(env:[A-Z][A-Z0-9_]*|file:/.+|aws-sm:.+|ssm:/.+)$")]
 
@@ -38,6 +38,7 @@ class ModelBinding(Strict):
 
 
 DEFAULT: Final = "default"
+LONGEST_KEPT: Final = 7 * 86400.0
 
 
 class Limit(Strict):
@@ -82,6 +83,12 @@ class Limits(Strict):
         """Give the routes that it names, which a bundle must have."""
         named = [name for name in self.routes or {} if name != DEFAULT]
         return named if self.soft_route is None else [*named, self.soft_route]
+
+
+def _some_time(duration: str) -> str:
+    if not 1 <= seconds(duration) <= LONGEST_KEPT:
+        raise ValueError("answers are kept for a second to seven days")
+    return duration
 
 
 class ApiKey(Strict):
@@ -173,6 +180,19 @@ class Identities(Strict):
     oidc: list[TokenIssuer] | None = None
 
 
+class AnswerCaching(Strict):
+    """Giving answers again to the same question of the same tenant, role and scopes, for ``ttl`` at most.
+
+    ``max_entries`` and ``max_bytes`` bound a process's memory. ``key`` is what kept answers are named and sealed with:
+    servers on several machines share answers only if they share it; by default each workspace has its own.
+    """
+
+    ttl: Annotated[Duration, AfterValidator(_some_time)]
+    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    max_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    key: CredentialRef | None = None
+
+
 class Bindings(Strict):
     """One environment's bindings."""
 
@@ -184,3 +204,4 @@ class Bindings(Strict):
     limits: Limits = Limits()
     identities: Identities = Identities()
     disabled_models: list[Name] = []
+    cache: AnswerCaching | None = None

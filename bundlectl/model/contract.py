@@ -97,3 +97,7 @@ class Answer(Strict):
     usage: Usage = Usage()
     cost: Cost
     receipt: str
+    cache: Literal["hit"] | None = None
+    """Whether the answer was made for an earlier request; ``cached_from`` is that one's receipt."""
+
+    cached_from: str | None = None

@@ -135,3 +135,6 @@ class Receipt(Strict):
     error: dict[str, Any] | None = None
     soft_limits: list[str] | None = None
     """Which soft limits the request was beyond."""
+
+    cached_from: str | None = None
+    """With ``cache`` hit: the receipt of the request that the answer was made for."""

@@ -26,6 +26,7 @@ from bundlectl.model.contract import ReleaseRef
 from bundlectl.model.errors import BackendUnavailable, UsageError, VerificationFailed
 from bundlectl.model.types import seconds
 from bundlectl.retrieval.permission import Filter
+from bundlectl.router.cache import CompiledCaching, compile_caching
 from bundlectl.router.health import Breaker
 from bundlectl.router.identity import KnownIdentities
 from bundlectl.router.limits import CompiledLimits
@@ -138,6 +139,7 @@ class Compiled:
     access: AccessPolicy
     identities: KnownIdentities
     limits: CompiledLimits
+    caching: CompiledCaching | None
     breakers: Mapping[str, Breaker]
     disabled: frozenset[str]
     prices: PriceBook
@@ -160,7 +162,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         BackendUnavailable: an index cannot be opened.
     """
     # Compiling takes tens of milliseconds, and this runs on the loop that is answering requests.
-    made = await asyncio.to_thread(_compile, bundle, bindings, world)
+    made = await asyncio.to_thread(_compile, bundle, bindings, ref, world)
     if world.key_sets is not None:
         await made.identities.warm()
     parts = bundle.components
@@ -177,6 +179,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         select=RouteTable(parts.routes.select),
         access=made.access,
         identities=made.identities,
+        caching=made.caching,
         limits=CompiledLimits(bindings.limits, made.routes, bindings.models, made.prices),
         breakers={name: Breaker() for name in parts.models},
         disabled=frozenset(bindings.disabled_models),
@@ -195,10 +198,11 @@ class _Made:
     outputs: Mapping[str, CompiledOutput]
     routes: Mapping[str, CompiledRoute]
     identities: KnownIdentities
+    caching: CompiledCaching | None
     prices: PriceBook
 
 
-def _compile(bundle: Bundle, bindings: Bindings, world: World) -> _Made:
+def _compile(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: World) -> _Made:
     parts = bundle.components
     _check_bindings(parts, bindings)
     _check_names(parts)
@@ -211,6 +215,7 @@ def _compile(bundle: Bundle, bindings: Bindings, world: World) -> _Made:
         outputs={name: CompiledOutput.compile(output) for name, output in parts.output.items()},
         routes={name: _route(name, route, parts, bindings, world) for name, route in parts.routes.routes.items()},
         identities=_identities(bindings.identities, world),
+        caching=compile_caching(bindings.cache, ref, world),
         prices=open_price_book(world.environ),
     )
 

@@ -29,6 +29,7 @@ from bundlectl.model.contract import Answer, Request, Usage
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.assemble import Compiled
+from bundlectl.router.cache import caching_of
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError
 from bundlectl.router.identity import Identity
@@ -165,10 +166,10 @@ class ChatApi:
         # Judged again: while the body came, a release may have come that knows the caller no longer.
         chat, callers = _read(body), await self._callers(request)
         caller, task = _choose(chat.model, callers)
-        asked = _request(chat, caller, task)
+        asked, caching = _request(chat, caller, task), caching_of(request.scope["headers"])
         if not chat.stream:
             async with self._turns.turn(interactive=asked.latency_class == "interactive"):
-                outcome = await caller.served.router.handle(asked, caller.identity, caller.compiled)
+                outcome = await caller.served.router.handle(asked, caller.identity, caller.compiled, caching)
             request.scope[RECEIPT] = outcome.receipt.id
             if outcome.answer is None:
                 return _error(outcome.status, error_body(outcome))
@@ -177,7 +178,7 @@ class ChatApi:
             return JSONResponse(_completion(outcome.answer, chat.model))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._turns.turn(interactive=asked.latency_class == "interactive"))
-            events = caller.served.router.stream(asked, caller.identity, caller.compiled)
+            events = caller.served.router.stream(asked, caller.identity, caller.compiled, caching)
             await stack.enter_async_context(aclosing(events))
             first = await anext(events)
             request.scope[RECEIPT] = first.outcome.receipt.id if first.outcome is not None else first.data["receipt"]

@@ -70,13 +70,21 @@ def conclude(run: Run) -> Outcome:
         citations=run.citations if answered else [],
         release=run.compiled.ref,
         route=receipt.route,
-        model=invocation.route.model_name if invocation is not None and replied else None,
+        model=_model(run, replied=replied),
         usage=usage,
         cost=cost,
         receipt=run.id,
+        cache="hit" if run.hit is not None else None,
+        cached_from=run.hit.receipt if run.hit is not None else None,
     )
     status = STATUS[run.refused.code if run.refused else "answered"]
     return Outcome(answer, receipt, status, passages=run.passages, retry_after=run.retry_after)
+
+
+def _model(run: Run, *, replied: bool) -> str | None:
+    if run.hit is not None:
+        return run.hit.model
+    return run.invocation.route.model_name if run.invocation is not None and replied else None
 
 
 def _together(parts: list[Usage]) -> Usage:
@@ -116,7 +124,7 @@ def _receipt(
         input_digest=run.input_digest,
         access=run.access,
         access_policies=run.access_policies,
-        route=answering.name if answering else None,
+        route=answering.name if answering else run.hit.route if run.hit is not None else None,
         route_why=run.route_why,
         attempts=invocation.attempts if invocation else [],
         retrieval=run.retrieval,
@@ -125,7 +133,7 @@ def _receipt(
         prompt_reached_model=provider.reads_prompt if provider else None,
         guards=list(run.guards.values()),
         validation=run.validation,
-        cache="off",
+        cache=run.cache,
         refused=run.refused,
         degraded=degraded,
         usage=usage,
@@ -134,4 +142,5 @@ def _receipt(
         answer_digest=answer_digest(run.output) if answered and run.output is not None else None,
         error={"error": run.error.code, "stage": run.failed_stage} if run.error else None,
         soft_limits=run.soft_limits,
+        cached_from=run.hit.receipt if run.hit is not None else None,
     )

@@ -24,6 +24,7 @@ from bundlectl.router import telemetry
 from bundlectl.router.admission import check_access, check_identity, guard_input
 from bundlectl.router.answering import choose_route, guard_output, invoke, stream_text, validate_output
 from bundlectl.router.assemble import Compiled
+from bundlectl.router.cache import AnswerCache, Caching, keep, look_up
 from bundlectl.router.contract import check_contract, input_digest
 from bundlectl.router.grounding import pack_passages, render_prompt, retrieve
 from bundlectl.router.health import RetryBudget
@@ -38,13 +39,18 @@ from bundlectl.router.spending import check_limits, reserve, settle
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step. ``run`` may name an earlier stage to go back to; it refuses by raising Refusal.
+    """One step. ``run`` may name the stage to go to; it refuses by raising Refusal.
 
     One that ``waits`` gives something to wait for, or ``None`` when this time there is nothing.
     """
 
     name: str
-    run: Callable[[Run], str | None] | Callable[[Run], None] | Callable[[Run], Awaitable[None] | None]
+    run: (
+        Callable[[Run], str | None]
+        | Callable[[Run], None]
+        | Callable[[Run], Awaitable[None] | None]
+        | Callable[[Run], str | Awaitable[str | None] | None]
+    )
     waits: bool = False
 
 
@@ -53,6 +59,7 @@ STAGES: Final = (
     Stage("limits", check_limits, waits=True),  # for Redis, where counts are shared
     Stage("access", check_access),
     Stage("input_guard", guard_input, waits=True),
+    Stage("cache", look_up, waits=True),  # may go to the receipt; waits for Redis
     Stage("retrieval", retrieve, waits=True),  # searches and reranks
     Stage("packing", pack_passages),
     Stage("prompt", render_prompt),
@@ -63,7 +70,7 @@ STAGES: Final = (
     Stage("output_validation", validate_output),  # may go back to invoke
     # then, always: the receipt (conclude)
 )
-_POSITION: Final = {stage.name: position for position, stage in enumerate(STAGES)}
+_POSITION: Final = {**{stage.name: position for position, stage in enumerate(STAGES)}, "receipt": len(STAGES)}
 _ANSWERING: Final = _POSITION["invoke"]
 
 
@@ -100,6 +107,7 @@ class Router:
         *,
         chance: Callable[[], float] = random.random,
         counts: Counts | None = None,
+        cache: AnswerCache | None = None,
         on_event: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Take what a router works with.
@@ -111,13 +119,14 @@ class Router:
             ids: gives receipt ids that were never given before; by default 80 random bits in hex.
             chance: gives a number in [0, 1), for the jitter of retries.
             counts: what was used of limits; by default this process's memory.
+            cache: keeps answers where bindings switch that on; without one nothing is given again.
             on_event: told, once a day each, which soft limits were passed.
         """
         self._current = current
         self._receipts = receipts
         self._clock = clock
         self._ids = ids or random_ids()
-        self._shared = Shared(counts or MemoryCounts(), RetryBudget(), chance, SoftAlarms(on_event))
+        self._shared = Shared(counts or MemoryCounts(), RetryBudget(), chance, SoftAlarms(on_event), cache)
         self._tracer = telemetry.configured_tracer()
 
     async def answer(self, request: Request, identity: Identity) -> Answer:
@@ -132,24 +141,27 @@ class Router:
             raise _failure(outcome)
         return outcome.answer
 
-    async def handle(self, request: Request, identity: Identity, compiled: Compiled | None = None) -> Outcome:
+    async def handle(
+        self, request: Request, identity: Identity, compiled: Compiled | None = None, caching: Caching = "use"
+    ) -> Outcome:
         """Answer a request and give its receipt too.
 
         Args:
             request: what is asked.
             identity: who asks.
             compiled: the release that ``identity`` was judged by, which answers then; by default the current one.
+            caching: what the caller lets be done with kept answers.
 
         Raises:
             ContractError: the request does not fit the release.
         """
-        run = self._begin(request, identity, compiled)
+        run = self._begin(request, identity, compiled, caching)
         with Concluding(run, self._conclude, self._tracer) as concluding:
             await self._advance(run, 0, len(STAGES))
         return concluding.outcome
 
     async def stream(
-        self, request: Request, identity: Identity, compiled: Compiled | None = None
+        self, request: Request, identity: Identity, compiled: Compiled | None = None, caching: Caching = "use"
     ) -> AsyncGenerator[Event, None]:
         """Answer a request piece by piece, arguments as of :meth:`handle`; close it when the caller goes away.
 
@@ -160,11 +172,14 @@ class Router:
         Raises:
             ContractError: the request does not fit the release.
         """
-        run = self._begin(request, identity, compiled)
+        run = self._begin(request, identity, compiled, caching)
         with Concluding(run, self._conclude, self._tracer) as concluding:
             if await self._advance(run, 0, _ANSWERING):
                 yield Event("start", {"receipt": run.id, "release": run.compiled.ref.form()})
-                if run.task.format == "text":
+                if run.hit is not None:
+                    text = run.output if run.task.format == "text" else to_json(run.output).decode()
+                    yield Event("delta", {"text": text})
+                elif run.task.format == "text":
                     async with aclosing(self._stream_text(run)) as texts:
                         async for text in texts:
                             yield Event("delta", {"text": text})
@@ -178,7 +193,7 @@ class Router:
 
     # ------------------------------------------------------------ inside
 
-    def _begin(self, request: Request, identity: Identity, compiled: Compiled | None) -> Run:
+    def _begin(self, request: Request, identity: Identity, compiled: Compiled | None, caching: Caching) -> Run:
         compiled = compiled or self._current()
         task = check_contract(request, compiled)
         return Run(
@@ -191,6 +206,7 @@ class Router:
             profile=task.profiles[request.policy_profile],
             shared=self._shared,
             input_digest=input_digest(request.input, compiled.input_key),
+            caching=caching,
         )
 
     async def _advance(self, run: Run, position: int, end: int) -> bool:
@@ -200,7 +216,7 @@ class Router:
                 stage = STAGES[position]
                 stages.begin(stage.name)
                 back: Any = stage.run(run)
-                if stage.waits and back is not None:
+                if stage.waits and back is not None and back.__class__ is not str:
                     back = await back
                 position = position + 1 if back is None else _POSITION[back]
             return True
@@ -216,6 +232,8 @@ class Router:
     def _conclude(self, run: Run) -> Outcome:
         outcome = conclude(run)
         settle(run, outcome.receipt.usage, outcome.receipt.cost.usd)
+        if run.place is not None:
+            keep(run, outcome)
         self._receipts.write(outcome.receipt)
         return outcome
 

@@ -13,6 +13,7 @@ from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import GuardRecord, RetrievalRecord, ValidationRecord
 from bundlectl.retrieval.permission import Filter
 from bundlectl.router.assemble import Compiled, CompiledProfile, CompiledTask
+from bundlectl.router.cache import AnswerCache, Caching, Hit, Place
 from bundlectl.router.health import RetryBudget
 from bundlectl.router.identity import Identity
 from bundlectl.router.invocation import Invocation
@@ -42,6 +43,7 @@ class Shared:
     """Gives a number in [0, 1), for jitter."""
 
     alarms: SoftAlarms
+    cache: AnswerCache | None = None
 
 
 class SoftAlarms:
@@ -108,6 +110,10 @@ class Run:
     granted: Granted | None = None
     soft_limits: list[str] | None = None
     retry_after: float | None = None
+    caching: Caching = "use"
+    cache: Literal["off", "miss", "hit"] = "off"
+    place: Place | None = None
+    hit: Hit | None = None
     reply: ModelReply | None = None
     checked: OutputResult | None = None
     output: Any = None

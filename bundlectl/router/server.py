@@ -46,6 +46,7 @@ from bundlectl.model.contract import Request
 from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
 from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.assemble import Compiled
+from bundlectl.router.cache import Caching, caching_of
 from bundlectl.router.chat import ChatApi, openapi_paths
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError, http_error
@@ -220,7 +221,7 @@ class Server:
             if b"text/event-stream" in (_header(headers, b"accept") or b""):
                 await self._stream(one, request, scope, receive, send)
                 return
-            outcome = await one.served.router.handle(request, one.identity, one.compiled)
+            outcome = await one.served.router.handle(request, one.identity, one.compiled, _caching(one, headers))
         except ContractError as error:
             raise HttpError(422, _error(error)) from error
         finally:
@@ -251,7 +252,8 @@ class Server:
     async def _pump(self, one: _Judged, request: Request, scope: Scope, send: Send) -> None:
         """Send every event. What ends with its first event is a plain JSON answer with a status of its own."""
         started = False
-        async with aclosing(one.served.router.stream(request, one.identity, one.compiled)) as events:
+        caching = _caching(one, scope["headers"])
+        async with aclosing(one.served.router.stream(request, one.identity, one.compiled, caching)) as events:
             async for event in events:
                 scope[RECEIPT] = event.outcome.receipt.id if event.outcome is not None else scope.get(RECEIPT)
                 if not started and event.outcome is not None:
@@ -457,6 +459,10 @@ def _contract(body: bytes) -> Request:
             for found in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise HttpError(422, _error(ContractError(fields, fix="See /openapi.json."))) from error
+
+
+def _caching(one: _Judged, headers: list[tuple[bytes, bytes]]) -> Caching:
+    return "use" if one.compiled.caching is None else caching_of(headers)
 
 
 async def _gone(receive: Receive) -> None:

@@ -49,7 +49,7 @@ async def test_an_answer_says_what_made_it(fake: FakeModels) -> None:
     assert [c.packed for c in receipt.retrieval.chunks] == [True, True]
     assert receipt.cache == "off" and receipt.answer_digest and receipt.input_digest.startswith("hmac-sha256-")
     assert list(receipt.stages) == [
-        "identity", "limits", "access", "input_guard", "retrieval", "packing", "prompt", "route", "budget",
+        "identity", "limits", "access", "input_guard", "cache", "retrieval", "packing", "prompt", "route", "budget",
         "invoke", "output_guard", "output_validation",
     ]  # fmt: skip
     assert s.receipts.kept == [receipt]

@@ -74,11 +74,11 @@ async def test_a_span_for_the_request_and_each_stage(monkeypatch: pytest.MonkeyP
         await router.handle(contract("chat", policy_profile="restricted"), LOCAL)
         failed = recorder.spans
     assert [span.name for span in whole] == [
-        "bundlectl.identity", "bundlectl.limits", "bundlectl.access", "apply_guardrail", "retrieval",
+        "bundlectl.identity", "bundlectl.limits", "bundlectl.access", "apply_guardrail", "bundlectl.cache", "retrieval",
         "bundlectl.packing", "bundlectl.prompt", "bundlectl.route", "bundlectl.budget", "chat", "apply_guardrail",
         "bundlectl.output_validation", "bundlectl.request",
     ]  # fmt: skip
-    chat = whole[9].attributes
+    chat = whole[10].attributes
     assert chat["gen_ai.operation.name"] == "chat" and chat["gen_ai.usage.input_tokens"] == 100
     assert whole[-1].attributes["bundlectl.status"] == 200
     assert [span.name for span in streamed][-2:] == ["chat", "bundlectl.request"]
