@@ -52,6 +52,7 @@ class RetrievalRecord(Strict):
 class Attempt(Strict):
     """One call of a model: ``outcome`` is ok or the normalised error; ``seconds`` wall time.
 
+    ``given_up``: the call was ended here, as the caller went away or a guard stopped the answer.
     ``provider_seconds`` is how much of them the provider says it worked, where it says so.
     """
 
@@ -69,6 +70,7 @@ class Attempt(Strict):
         "broken_stream",
         "disabled",
         "open_circuit",
+        "given_up",
     ]
     why: str = ""
     seconds: float

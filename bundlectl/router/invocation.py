@@ -156,8 +156,8 @@ class Invocation:
                 self._failed(route, breaker, error, began)
                 if not await self._pause(route, number, error):
                     return None
-            except BaseException:
-                breaker.released()
+            except BaseException as ended:
+                self._gave_up(route, breaker, ended, began)
                 raise
             else:
                 self._answered(route, breaker, reply, began)
@@ -170,12 +170,13 @@ class Invocation:
             if breaker is None or route.provider is None:
                 return
             began = time.monotonic()
-            given = False
+            given = whole = False
             try:
                 async with aclosing(route.provider.stream(self._call(route))) as deltas:
                     async for delta in deltas:
                         if delta.reply is not None:
                             self._answered(route, breaker, delta.reply, began)
+                            whole = True
                         given = True
                         yield delta
                         if delta.reply is not None:
@@ -189,8 +190,10 @@ class Invocation:
                     yield None
                 if not await self._pause(route, number, error):
                     return
-            finally:
-                breaker.released()
+            except BaseException as ended:
+                if not whole:
+                    self._gave_up(route, breaker, ended, began)
+                raise
 
     def _may_call(self, route: CompiledRoute) -> Breaker | None:
         if route.provider is None:
@@ -249,6 +252,13 @@ class Invocation:
         else:
             breaker.failed(time.monotonic())
         self._record(route, error.kind, error.why, time.monotonic() - began)
+
+    def _gave_up(self, route: CompiledRoute, breaker: Breaker, ended: BaseException, began: float) -> None:
+        """End a call in the middle: that says nothing about the model."""
+        breaker.released()
+        if isinstance(ended, asyncio.CancelledError | GeneratorExit):
+            why = "the caller went away, or the answer was stopped here"
+            self._record(route, "given_up", why, time.monotonic() - began)
 
     def _record(
         self, route: CompiledRoute, outcome: Any, why: str, seconds: float, reply: ModelReply | None = None

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 from aiohttp import web
 
-from tests.support.fake_models import Cut, Fail, Raw, Stall
+from tests.support.fake_models import Cut, Drip, Fail, Hangup, Huge, Raw, Stall, dripped, hung_up
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 KEY = "AKIDEXAMPLE"
@@ -66,7 +66,7 @@ class Without:
     text: str = "Whole it seems"
 
 
-Step = Answer | Fail | Stall | Cut | Raw | StreamError | BadFrame | Without
+Step = Answer | Fail | Stall | Cut | Raw | StreamError | BadFrame | Without | Drip | Huge | Hangup
 
 
 def aws_failure(code: str, status: int, message: str = "SECRET PROMPT ECHO", **headers: str) -> Fail:
@@ -146,11 +146,15 @@ class FakeBedrock:
         if isinstance(step, Stall) and step.where == "headers":
             await self._stall(step.seconds)
             return web.json_response({})
+        if isinstance(step, Hangup):
+            return hung_up(request)
         if operation.endswith("stream"):
             return await self._stream(request, step, bedrock=kind == "model")
         value = converse_value(step) if kind == "model" else _chat(step, path)
         if isinstance(step, Stall | Cut):
             return await self._partial(request, step, json.dumps(value).encode())
+        if isinstance(step, Drip):
+            return await dripped(request, step, json.dumps(value).encode(), self._ending)
         return web.json_response(value)
 
     async def _partial(self, request: web.Request, step: Stall | Cut, data: bytes) -> web.StreamResponse:
@@ -172,6 +176,8 @@ class FakeBedrock:
             await self._stall(step.seconds)
         for one in events:
             await response.write(one)
+            if isinstance(step, Drip):
+                await self._stall(step.every)
         if isinstance(step, Stall):
             await self._stall(step.seconds)
         if isinstance(step, StreamError):
@@ -208,7 +214,11 @@ def _damaged(how: str) -> bytes:
 
 
 def _text(step: Step) -> str:
-    return "" if isinstance(step, Fail | Raw) else step.text
+    return "" if isinstance(step, Fail | Raw | Hangup) else step.text
+
+
+def _piece(step: Step) -> int:
+    return step.piece if isinstance(step, Answer | Drip) else 65536 if isinstance(step, Huge) else 5
 
 
 def converse_value(step: Step) -> dict[str, Any]:
@@ -226,9 +236,9 @@ def converse_value(step: Step) -> dict[str, Any]:
 
 
 def converse_events(step: Step) -> list[bytes]:
-    answer = step if isinstance(step, Answer) else Answer(_text(step))
+    answer = step if isinstance(step, Answer) else Answer(_text(step), _piece(step))
     left_out = step.events if isinstance(step, Without) else ()
-    unfinished = not isinstance(step, Answer | Without)
+    unfinished = not isinstance(step, Answer | Without | Drip | Huge)
     start = answer.piece
     events = [("messageStart", {"role": "assistant"})]
     pieces = [answer.text[at : at + start] for at in range(0, len(answer.text), start)]
@@ -262,16 +272,17 @@ def _chat(step: Step, path: str) -> dict[str, Any]:
 
 def _sse_events(step: Step) -> list[bytes]:
     """Give a container's server-sent events in payload parts that are cut without regard to lines."""
-    text, piece = _text(step), step.piece if isinstance(step, Answer) else 5
+    text, piece = _text(step), _piece(step)
     chunks = [
         {"choices": [{"index": 0, "delta": {"content": text[at : at + piece]}}]} for at in range(0, len(text), piece)
     ]
-    if isinstance(step, Answer | Without):
+    if isinstance(step, Answer | Without | Drip | Huge):
         chunks.append({"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 7}})
     data = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
-    if isinstance(step, Answer):
+    if isinstance(step, Answer | Drip | Huge):
         data += b"data: [DONE]\n\n"
-    return [event("PayloadPart", data[at : at + 37]) for at in range(0, len(data), 37)]
+    size = 65536 if isinstance(step, Huge) else 37
+    return [event("PayloadPart", data[at : at + size]) for at in range(0, len(data), size)]
 
 
 def _error(step: Fail) -> web.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -66,7 +67,32 @@ class Refuse:
     """Answer with the model's own refusal."""
 
 
-Step = Say | Fail | Stall | Cut | Raw | Refuse
+@dataclass(frozen=True)
+class Drip:
+    """Answer, but so slowly: a piece of ``piece`` characters (a whole reply: bytes) every ``every`` seconds."""
+
+    text: str = "An answer that comes drop by drop, and takes longer than anybody waits for it."
+    every: float = 0.1
+    piece: int = 1
+
+
+@dataclass(frozen=True)
+class Huge:
+    """Answer with ``size`` characters of text."""
+
+    size: int = 6 * 1024 * 1024
+
+    @property
+    def text(self) -> str:
+        return "words and " * (self.size // 10)
+
+
+@dataclass(frozen=True)
+class Hangup:
+    """Close the connection without a word."""
+
+
+Step = Say | Fail | Stall | Cut | Raw | Refuse | Drip | Huge | Hangup
 
 
 def throttle(retry_after: str | None = "0") -> Fail:
@@ -113,8 +139,12 @@ class FakeModels:
         if isinstance(step, Stall) and step.where == "headers":
             await self._stall(step.seconds)
             return web.json_response(_whole(Say("too late"), body))
+        if isinstance(step, Hangup):
+            return hung_up(request)
         if body.get("stream"):
             return await self._stream(request, step)
+        if isinstance(step, Drip):
+            return await dripped(request, step, json.dumps(_whole(step, body)).encode(), self._ending)
         if isinstance(step, Stall | Cut):
             return await self._partial(request, step, body)
         return web.json_response(_whole(step, body))
@@ -149,10 +179,12 @@ class FakeModels:
             await self._stall(step.seconds)
         if isinstance(step, Refuse):
             await event(chunk({"refusal": "I cannot help with that."}))
-        text = step.text if isinstance(step, Say | Stall | Cut) else ""
-        piece = step.piece if isinstance(step, Say) else 5
+        text = step.text if isinstance(step, Say | Stall | Cut | Drip | Huge) else ""
+        piece = step.piece if isinstance(step, Say | Drip) else 65536 if isinstance(step, Huge) else 5
         for start in range(0, len(text), piece):
             await event(chunk({"content": text[start : start + piece]}))
+            if isinstance(step, Drip):
+                await self._stall(step.every)
         if isinstance(step, Stall):
             await self._stall(step.seconds)
         if isinstance(step, Cut):
@@ -170,12 +202,31 @@ class FakeModels:
             await asyncio.wait_for(self._ending.wait(), seconds)
 
 
+def hung_up(request: web.Request) -> web.StreamResponse:
+    """Close the connection of a request that has no answer yet."""
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+async def dripped(request: web.Request, step: Drip, data: bytes, ending: asyncio.Event) -> web.StreamResponse:
+    """Send a JSON body in drops, until the end of it or of the server."""
+    response = web.StreamResponse(headers={"content-type": "application/json", "content-length": str(len(data))})
+    await response.prepare(request)
+    for start in range(0, len(data), step.piece):
+        await response.write(data[start : start + step.piece])
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), step.every)
+            break
+    return response
+
+
 def _usage(text: str) -> dict[str, int]:
     return {"prompt_tokens": 100, "completion_tokens": max(1, len(text) // 4), "total_tokens": 0}
 
 
 def _whole(step: Step, body: dict[str, Any]) -> dict[str, Any]:
-    text = step.text if isinstance(step, Say | Stall | Cut) else ""
+    text = step.text if isinstance(step, Say | Stall | Cut | Drip | Huge) else ""
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if isinstance(step, Refuse):
         message = {"role": "assistant", "content": None, "refusal": "I cannot help with that."}
@@ -189,17 +240,17 @@ def _whole(step: Step, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def fake_models() -> AsyncIterator[FakeModels]:
-    """Run the server on a free port of 127.0.0.1; ``base_url`` ends in ``/v1``."""
+async def fake_models(*, tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeModels]:
+    """Run the server on a free port of 127.0.0.1; ``base_url`` ends in ``/v1``, and is https with ``tls``."""
     fake = FakeModels()
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/v1/chat/completions", fake._chat)
     runner = web.AppRunner(app, shutdown_timeout=0.2)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     port = runner.addresses[0][1]
-    fake.base_url = f"http://127.0.0.1:{port}/v1"
+    fake.base_url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
     try:
         yield fake
     finally:
