@@ -239,6 +239,7 @@ async def _follow(following: _Following, ref: EnvironmentReference, stack: Async
         environ=ctx.environ,
         input_key=input_key(ctx),
         key_sets=following.key_sets,
+        keeps_answers=True,
         presidio=following.presidio,
     )
 

@@ -311,7 +311,9 @@ def _cache_row(a: Receipt, b: Receipt) -> Row:
     changed: Ternary = "yes" if a.cache != b.cache else "no"
     what = f"{a.cache} -> {b.cache}" if changed == "yes" else f"{a.cache} in both"
     reached: Ternary = "yes" if changed == "yes" and "hit" in (a.cache, b.cache) else "no"
-    return Row(question="cache", changed=changed, what=what, reached=reached)
+    hits = [f"explain {one.cached_from} in place of {one.id}" for one in (a, b) if one.cached_from is not None]
+    why = f"A kept answer was made elsewhere: {', '.join(hits)}." if hits else ""
+    return Row(question="cache", changed=changed, what=what, reached=reached, why=why)
 
 
 def _health_row(a: Receipt, b: Receipt) -> Row:

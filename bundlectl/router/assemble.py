@@ -91,6 +91,9 @@ class World:
     input_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     make_provider: Callable[[str, Model, ModelBinding, World], Provider] | None = None
     presidio: PresidioProcesses | None = None
+    keeps_answers: bool = False
+    """Whether answers may be kept, where bindings say so; only then is the key for it fetched."""
+
     key_sets: KeySets | None = None
     """Token issuers' keys, which outlive releases, and are asked for before one serves; where there are callers."""
 
@@ -215,7 +218,7 @@ def _compile(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: World) 
         outputs={name: CompiledOutput.compile(output) for name, output in parts.output.items()},
         routes={name: _route(name, route, parts, bindings, world) for name, route in parts.routes.routes.items()},
         identities=_identities(bindings.identities, world),
-        caching=compile_caching(bindings.cache, ref, world),
+        caching=compile_caching(bindings.cache, ref, world) if world.keeps_answers else None,
         prices=open_price_book(world.environ),
     )
 

@@ -33,6 +33,8 @@ from bundlectl.router.cache import caching_of
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError
 from bundlectl.router.identity import Identity
+from bundlectl.router.limits import whole_seconds
+from bundlectl.router.record import Outcome
 from bundlectl.router.router import Event, Router, error_body
 from bundlectl.router.turns import Turns
 
@@ -174,7 +176,7 @@ class ChatApi:
             if outcome.answer is None:
                 return _error(outcome.status, error_body(outcome))
             if outcome.status != 200:
-                return _refused(outcome.status, outcome.answer)
+                return _refused(outcome, outcome.answer)
             return JSONResponse(_completion(outcome.answer, chat.model))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._turns.turn(interactive=asked.latency_class == "interactive"))
@@ -183,8 +185,8 @@ class ChatApi:
             first = await anext(events)
             request.scope[RECEIPT] = first.outcome.receipt.id if first.outcome is not None else first.data["receipt"]
             if first.outcome is not None and first.outcome.status != 200:
-                status, answer = first.outcome.status, first.outcome.answer
-                return _error(status, first.data) if answer is None else _refused(status, answer)
+                answer = first.outcome.answer
+                return _error(first.outcome.status, first.data) if answer is None else _refused(first.outcome, answer)
             usage = chat.stream_options is not None and chat.stream_options.include_usage
             chunks = _chunks(first, events, chat.model, stack.pop_all(), usage=usage)
             return StreamingResponse(chunks, media_type="text/event-stream", headers=_HEADERS)
@@ -381,10 +383,12 @@ def _error(status: int, body: Mapping[str, Any], param: str | None = None) -> Re
     return JSONResponse({"error": error}, status, headers)
 
 
-def _refused(status: int, answer: Answer) -> Response:
+def _refused(outcome: Outcome, answer: Answer) -> Response:
     assert answer.refused is not None, "an answer with another status than 200 is a refusal"
-    body = {"error": answer.refused.code, "message": answer.refused.reason, "receipt": answer.receipt}
-    return _error(status, body)
+    body: dict[str, Any] = {"error": answer.refused.code, "message": answer.refused.reason, "receipt": answer.receipt}
+    if outcome.retry_after is not None:
+        body["retry_after"] = whole_seconds(outcome.retry_after)
+    return _error(outcome.status, body)
 
 
 def _completion(answer: Answer, model: str) -> dict[str, Any]:

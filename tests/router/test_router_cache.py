@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 import bundlectl
+from bundlectl.insight.rows import rows_of
 from bundlectl.model.bindings import AnswerCaching, Bindings
 from bundlectl.model.contract import ReleaseRef, Request
 from bundlectl.model.errors import NotFound, UsageError
-from bundlectl.router.assemble import OpenIndex, World
+from bundlectl.router.assemble import OpenIndex, World, assemble
 from bundlectl.router.cache import (
     AnswerCache,
     CompiledCaching,
@@ -37,7 +38,7 @@ from bundlectl.router.limits_memory import MemoryCounts
 from bundlectl.router.redis_link import RedisLink
 from bundlectl.router.router import Router
 from tests.router.test_router_server import body, serving
-from tests.support.answering import NOW, Setting, contract, setting
+from tests.support.answering import NOW, HandIndex, Setting, contract, setting
 from tests.support.fake_models import Fail, FakeModels, Say, fake_models
 from tests.support.redis_server import RedisServer, redis_server
 
@@ -117,6 +118,29 @@ async def test_off_by_default_and_where_nobody_keeps_answers(fake: FakeModels) -
     async with setting(fake.base_url, bindings=CACHE) as s:  # evaluation, drift, replay, ask and dev have no cache
         found = [await s.router.handle(contract(), LOCAL) for _ in range(2)]
         assert [one.receipt.cache for one in found] == ["off", "off"] and len(fake.requests) == 4
+
+
+async def test_where_no_answers_are_kept_no_key_for_them_is_fetched() -> None:
+    bound = {"cache": {"ttl": "1h", "key": "env:MISSING"}, "disabled_models": ["small", "own"]}
+    async with setting(bindings={**bound, "cache": {"ttl": "1h"}}) as s:
+        bindings = Bindings.model_validate(bound)
+        world = World(open_index=no_index)
+        assert (await assemble(s.bundle, bindings, s.compiled.ref, world)).caching is None
+        with pytest.raises(NotFound, match="MISSING"):
+            await assemble(s.bundle, bindings, s.compiled.ref, replace(world, keeps_answers=True))
+
+
+async def no_index(*_: Any) -> OpenIndex:
+    return OpenIndex(searcher=HandIndex([]), snapshot=BUNDLE)
+
+
+async def test_explain_reads_a_hit(fake: FakeModels) -> None:
+    async with setting(fake.base_url, bindings=CACHE) as s:
+        router = caching(s, MemoryCache())
+        first, second = [(await router.handle(contract(), LOCAL)).receipt for _ in range(2)]
+        rows = {row.question: row for row in rows_of(first, second, None, None)}
+        assert (rows["cache"].what, rows["cache"].reached) == ("miss -> hit", "yes")
+        assert rows["cache"].why == f"A kept answer was made elsewhere: explain {first.id} in place of {second.id}."
 
 
 async def test_only_serve_gives_a_router_a_cache() -> None:

@@ -257,7 +257,7 @@ async def setting(
 
         return opened()
 
-    world = World(open_index=open_index, session=session, input_key=b"k" * 32, presidio=presidio)
+    world = World(open_index=open_index, session=session, input_key=b"k" * 32, presidio=presidio, keeps_answers=True)
     async with session:
         compiled = await assemble(bundle, bound, ref, world)
         receipts = Receipts()
