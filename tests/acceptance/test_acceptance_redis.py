@@ -1,4 +1,4 @@
-"""Two `bundlectl serve` with one Redis: limits are counted together, and its death stops nothing."""
+"""Two `bundlectl serve` with one Redis: limits and kept answers are shared, and its death stops nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from tests.support.workspace import APP, Workspace
 RATE = 4
 
 
-def test_two_servers_share_limits_and_outlive_redis(tmp_path: Path) -> None:
+def test_two_servers_share_what_redis_holds_and_outlive_it(tmp_path: Path) -> None:
     work = Workspace.at(tmp_path, live=True)
     bindings = {
         "apiVersion": "bundlectl/v1",
         "kind": "Bindings",
+        "cache": {"ttl": "10m"},
         "limits": {"tenants": {"default": {"requests_per_minute": RATE}}},
     }
     file = tmp_path / "limited.yaml"
@@ -36,7 +37,11 @@ def test_two_servers_share_limits_and_outlive_redis(tmp_path: Path) -> None:
             assert RATE <= passed <= RATE + refilled + 1 < 2 * RATE, one.said
             assert {reply.status for reply in found} == {200, 429}
             assert 1 <= int(next(reply for reply in found if reply.status == 429).headers["retry-after"]) <= 15
-            assert a.ask(tenant_id="zenith").status == 200
+            answers = [reply.json for reply in found if reply.status == 200]
+            hits = [answer for answer in answers if answer.get("cache") == "hit"]
+            assert hits and {answer["cached_from"] for answer in hits} <= {answer["receipt"] for answer in answers}
+            other = a.ask(tenant_id="zenith")
+            assert other.status == 200 and "cache" not in other.json, "nothing is shared between tenants"
             redis.kill()
             assert [a.ask().status for _ in range(RATE)] == [200] * RATE, "each process counts for itself"
             assert b.ask().status == 200
