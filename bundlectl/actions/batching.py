@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from bundlectl.actions.context import Context
-from bundlectl.model.errors import UsageError
+from bundlectl.model.errors import BackendUnavailable, UsageError
 from bundlectl.router.batch_book import Book, Settings
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class Working:
-    """The batch endpoints of a server, and how to let its workers end."""
+    """The batch endpoints of a server, if it has any, and how to let its workers end."""
 
-    api: BatchApi
+    api: BatchApi | None
     end: Callable[[], None]
 
 
@@ -155,7 +155,12 @@ async def open_batches(
     """
     from bundlectl.router.batch_http import BatchApi
 
-    book = open_book(ctx, place)
+    try:
+        book = open_book(ctx, place)
+    except BackendUnavailable as error:
+        # A server on a disk that cannot be written still answers requests.
+        ctx.reporter.warn(f"batches are not taken here: {error.what} {error.why}")
+        return Working(None, lambda: None)
     stack.callback(book.close)
     if not place.concurrency:
         return Working(BatchApi(book, clock=ctx.clock), lambda: None)

@@ -19,6 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundlectl.actions.batching import BatchPlace, open_batches, settings_of
+from bundlectl.actions.context import Context, Silent
 from bundlectl.model.batch import BatchHeader, BatchOwner, BatchResult
 from bundlectl.model.errors import BackendUnavailable, UsageError
 from bundlectl.router import batch_intake
@@ -213,6 +215,19 @@ def test_files_that_are_no_journals(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(BackendUnavailable):
         Journal(tmp_path / "folder", Clock())
+
+
+async def test_a_server_whose_disk_cannot_be_written_takes_no_batches(tmp_path: Path) -> None:
+    reporter = Silent()
+    ctx = Context(str(tmp_path / "registry"), lambda: START, lambda: "id", reporter)
+    (tmp_path / "batches").write_text("in the way")
+    async with contextlib.AsyncExitStack() as stack:
+        assert (await open_batches(ctx, BatchPlace(), [], stack)).api is None
+    assert "batches are not taken here" in reporter.warnings[0]
+    for lease in ("1", "x", "4000"):
+        ctx.environ = {"BUNDLECTL_BATCH_LEASE": lease}
+        with pytest.raises(UsageError, match="no lease"):
+            settings_of(ctx, BatchPlace())
 
 
 def test_keys(tmp_path: Path) -> None:
