@@ -21,8 +21,6 @@ from bundlectl.stages.guards import CompiledGuard
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _LEAVES = TEXT | st.booleans() | st.integers(-(10**6), 10**6) | st.none()
 VALUES = st.recursive(_LEAVES, lambda v: st.lists(v, max_size=3))
-    TEXT | st.booleans() | st.integers(-(10**6), 10**6) | st.none(), lambda v: st.lists(v, max_size=3)
-)
 
 
 @given(st.dictionaries(TEXT, VALUES, max_size=4), st.binary(min_size=16, max_size=80))
