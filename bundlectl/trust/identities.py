@@ -37,7 +37,7 @@ def certificate_of(extension: SignatureExtension) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(base64.b64decode(extension.ext.certificate.rawBytes))
         scheme = scheme_of(certificate.public_key())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise VerificationFailed("The certificate of a signature cannot be read.", why=str(error)) from error
     if scheme != P256:
         raise VerificationFailed("The certificate of a signature holds a key that is not on P-256.")

@@ -22,6 +22,7 @@ from cryptography.x509 import (
     Certificate,
     DuplicateExtension,
     ExtensionNotFound,
+    InvalidVersion,
     PrecertificateSignedCertificateTimestamps,
     UnsupportedGeneralNameType,
 )
@@ -49,6 +50,7 @@ _BAD = (
     UnsupportedAlgorithm,
     ExtensionNotFound,
     DuplicateExtension,
+    InvalidVersion,
     UnsupportedGeneralNameType,
 )
 

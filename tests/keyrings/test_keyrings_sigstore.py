@@ -364,6 +364,27 @@ async def test_an_attacker_who_writes_heads_and_a_resolver_that_runs(released: T
     await resolver.stop()
 
 
+async def test_a_restart_beside_a_head_with_a_certificate_that_no_library_reads(released: Team, tmp_path: Path) -> None:
+    """Refused like any other: a server that starts then serves its last good."""
+    team = copy(released, tmp_path)
+    state = tmp_path / "state"
+    resolver = team.resolver("prod", state)
+    await resolver.start()
+    await resolver.stop()
+    bent = json.loads(next_head(team, team.sigstore, PROMOTER))
+    held = bent["release"]["signatures"][0]["extension"]["ext"]["certificate"]
+    data = base64.b64decode(held["rawBytes"])
+    held["rawBytes"] = base64.b64encode(data.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020104"))).decode()
+    team.work.head("prod").write_bytes(canonical(bent))
+    resolver = team.resolver("prod", state)
+    await resolver.start()
+    assert (resolver.current(), resolver.status.source) == (released.digest, "last_good")
+    assert "certificate" in (resolver.status.last_error or "")
+    await resolver.stop()
+    with pytest.raises(VerificationFailed, match="cannot be read"):
+        verify(team.context(), f"{APP}:prod")
+
+
 @pytest.mark.parametrize("where", ["release", "evidence"])
 def test_head_without_certificate_and_log_entry(released: Team, tmp_path: Path, where: str) -> None:
     team = copy(released, tmp_path)

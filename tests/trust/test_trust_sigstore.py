@@ -434,6 +434,41 @@ def test_any_bit_flipped_is_refused_and_breaks_nothing(
     assert counted == frozenset() or (path[-1] == "envelope" and changed.split("\n\n")[0] == text.split("\n\n")[0])
 
 
+def as_x509_version(data: bytes, version: int) -> str:
+    """Give a certificate, or what holds one, with another version in the first certificate of version 3."""
+    found = bytes.fromhex("a003020102")
+    assert found in data
+    return base64.b64encode(data.replace(found, found[:-1] + bytes([version]), 1)).decode()
+
+
+@pytest.mark.parametrize("version", [1, 3, 127])
+def test_a_certificate_of_another_version_is_refused_and_breaks_nothing(honest: Signed, version: int) -> None:
+    """The library has an error of its own for it, which is none of those that its other refusals are."""
+
+    def bend(signature: dict[str, Any]) -> None:
+        held = material(signature)["certificate"]
+        held["rawBytes"] = as_x509_version(base64.b64decode(held["rawBytes"]), version)
+
+    with pytest.raises(VerificationFailed, match="cannot be read"):
+        signed_by(honest.bent(bend), CI, honest.instances)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, as timestamp authority")
+def test_a_timestamp_that_brings_a_certificate_of_another_version_breaks_nothing(
+    honest: Signed, tmp_path: Path
+) -> None:
+    with fake_sigstore(honest.sigstore.like(stamps=FakeTimestamps(tmp_path))) as stamped:
+        made = Signed(stamped, seal(b"{}", "text/plain", [signer_of(stamped, tmp_path)]), tmp_path)
+        instances = made.instances
+
+    def bend(signature: dict[str, Any]) -> None:
+        held = material(signature)["timestampVerificationData"]["rfc3161Timestamps"][0]
+        held["signedTimestamp"] = as_x509_version(base64.b64decode(held["signedTimestamp"]), 80)
+
+    assert signed_by(made.bent(bend), CI, instances) == frozenset()
+    assert "80 is not a valid" in objections(made.bent(bend), CI, instances)[0]
+
+
 def test_without_the_extra_it_says_what_to_install(honest: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bundlectl.trust.sigstore_verifier", None)
     with pytest.raises(VerificationFailed, match="cannot be judged here") as caught:
