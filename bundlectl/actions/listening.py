@@ -7,14 +7,17 @@ import gc
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
 
 import uvicorn
 
+from bundlectl.actions.connections import Connection
 from bundlectl.model.errors import BackendUnavailable
 
+IDLE_SECONDS: Final = 75
+"""An idle connection is kept longer than load balancers keep theirs (60 s), so that none sends into a closed one."""
 _OBJECTS: Final = 20_000
 """The collector looks for garbage once so many more objects were made than freed, not 700."""
 
@@ -68,6 +71,8 @@ def configured(app: Any) -> uvicorn.Config:
         lifespan="off",
         proxy_headers=False,
         server_header=False,
+        http=Connection,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=30,
     )
 
@@ -78,16 +83,15 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     What is loaded by now, code above all, stays for good and is not looked through again. What a request makes is
     freed as it ends, without the collector; a tenth of its time went into looking.
     """
-    try:
-        from uvloop import new_event_loop
-    except ImportError:  # there is none for Windows
-        from asyncio import new_event_loop
+    loops: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):  # there is none for Windows
+        from uvloop import new_event_loop as loops
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS, *before[1:])
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=loops) as runner:
             runner.run(main)
     finally:
         gc.set_threshold(*before)

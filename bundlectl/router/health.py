@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 FAILURES = 5
 OPEN_SECONDS = 10.0
-BUDGET = 20.0
-EARNED = 0.1
+BUDGET = 10.0
+EARNED = 0.09
 
 
 @dataclass(slots=True)
@@ -54,12 +54,15 @@ class Breaker:
 
 @dataclass(slots=True)
 class RetryBudget:
-    """Retries are at most a tenth of first attempts, beyond a small reserve: a struggling model is not flooded."""
+    """Retries are at most a tenth of 1,000 requests or more: a struggling model is not flooded.
+
+    Each request earns :data:`EARNED` of a retry, and at most :data:`BUDGET` are kept.
+    """
 
     left: float = BUDGET
 
     def earn(self) -> None:
-        """Count a first attempt."""
+        """Count a request."""
         self.left = min(BUDGET, self.left + EARNED)
 
     def spend(self) -> bool:

@@ -53,6 +53,7 @@ class Invocation:
         self._at = 0
         self._spared = ""
         self._ends: float | None = None
+        self._earned = False
         self._breakers = compiled.breakers
         self._prompt = messages
         self._messages = messages
@@ -202,6 +203,8 @@ class Invocation:
         now = time.monotonic()
         if self._ends is None:
             self._ends = now + route.timeout
+        if not self._earned:  # once a request: fallbacks are asked because something struggles
+            self._earned = True
             self._budget.earn()
         breaker = self._breakers[route.model_name]
         if self._left() <= 0:
