@@ -10,44 +10,21 @@ A row's result is stored where the row has none yet, in one transaction with its
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from bundlectl.model.batch import Batch, BatchCounts, BatchHeader, BatchResult, RowState
-from bundlectl.model.errors import BackendUnavailable, UsageError
+from bundlectl.model.errors import BackendUnavailable
 from bundlectl.router.batch_book import KEEP, BatchMissing, KeyTaken, NewRow, Settings, unanswered
+from bundlectl.router.batch_sqlite import JournalFile
 from bundlectl.router.router import random_ids
 
-VERSION: Final = 1
-BUSY_SECONDS: Final = 30.0
 FORGOTTEN: Final = 3600.0
 """Seconds after which rows that became no batch are swept: whoever stored them is gone."""
 _RATE_OVER: Final = 60.0
-
-_SCHEMA: Final = """
-CREATE TABLE uploads (name TEXT PRIMARY KEY, began REAL NOT NULL) STRICT;
-CREATE TABLE batches (
-  id TEXT PRIMARY KEY, upload TEXT NOT NULL, app TEXT NOT NULL, environment TEXT NOT NULL, header TEXT NOT NULL,
-  created REAL NOT NULL, expires REAL NOT NULL, finished REAL, cancelled REAL,
-  paused REAL NOT NULL DEFAULT 0, pauses INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE rows (
-  upload TEXT NOT NULL, line INTEGER NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'waiting', request BLOB,
-  attempts INTEGER NOT NULL DEFAULT 0, starts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0,
-  worker TEXT, until REAL, usd REAL NOT NULL DEFAULT 0, unpriced INTEGER NOT NULL DEFAULT 0,
-  finished REAL, reason TEXT, result BLOB
-) STRICT;
-CREATE UNIQUE INDEX rows_by_line ON rows (upload, line);
-CREATE INDEX rows_by_state ON rows (upload, state, not_before);
-CREATE INDEX rows_by_end ON rows (upload, finished) WHERE finished IS NOT NULL;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,43 +70,21 @@ class Journal:
         self.path = path
         self._clock = clock
         self._ids = random_ids()
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        except OSError as error:
-            raise BackendUnavailable(f"The batch journal {path} cannot be made.", why=error.strerror or "") from error
-        with self._failures():
-            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._open()
-
-    def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        with self._transaction():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={VERSION}")
-            elif version != VERSION:
-                raise UsageError(
-                    f"The batch journal {self.path} has form {version}, and this bundlectl knows {VERSION}.",
-                    fix="Use the bundlectl that wrote it, or move the file away once its batches have ended.",
-                )
+        self._file = JournalFile(path)
+        self._db = self._file.db
 
     # ------------------------------------------------------------ handing in
 
     def begin(self) -> str:
         """See ``Book.begin``."""
         name = self._ids()
-        with self._writing():
+        with self._file.writing():
             self._db.execute("INSERT INTO uploads VALUES (?, ?)", (name, self._now()))
         return name
 
     def add(self, upload: str, rows: Sequence[NewRow]) -> None:
         """See ``Book.add``."""
-        with self._writing():
+        with self._file.writing():
             self._db.executemany(
                 "INSERT INTO rows (upload, line, id, request) VALUES (?, ?, ?, ?)",
                 [(upload, row.line, row.id, row.request) for row in rows],
@@ -137,13 +92,13 @@ class Journal:
 
     def discard(self, upload: str) -> None:
         """See ``Book.discard``."""
-        with self._writing():
+        with self._file.writing():
             if self._db.execute("DELETE FROM uploads WHERE name = ?", (upload,)).rowcount:
                 self._db.execute("DELETE FROM rows WHERE upload = ?", (upload,))
 
     def accept(self, header: BatchHeader) -> tuple[BatchHeader, bool]:
         """See ``Book.accept``."""
-        with self._writing():
+        with self._file.writing():
             held = self._find(header.id)
             if held is not None:
                 if held.body != header.body:
@@ -170,7 +125,7 @@ class Journal:
 
     def header(self, batch: str) -> BatchHeader:
         """See ``Book.header``."""
-        with self._reading():
+        with self._file.reading():
             held = self._find(batch)
         if held is None:
             raise BatchMissing(batch)
@@ -180,7 +135,7 @@ class Journal:
         """See ``Book.status``."""
         header = self.header(batch)
         now = self._now()
-        with self._reading():
+        with self._file.reading():
             found = self._db.execute(
                 "SELECT created, finished, cancelled, paused FROM batches WHERE id = ?", (batch,)
             ).fetchone()
@@ -217,7 +172,7 @@ class Journal:
     def page(self, batch: str, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See ``Book.page``."""
         upload = self.header(batch).upload
-        with self._reading():
+        with self._file.reading():
             rows = self._db.execute(
                 "SELECT line, id, state, reason, attempts, finished, result FROM rows"
                 " WHERE upload = ? AND line > ? AND finished IS NOT NULL ORDER BY line LIMIT ?",
@@ -227,7 +182,7 @@ class Journal:
 
     def recent(self, limit: int) -> list[Batch]:
         """See ``Book.recent``."""
-        with self._reading():
+        with self._file.reading():
             found = self._db.execute("SELECT id FROM batches ORDER BY created DESC, id LIMIT ?", (limit,)).fetchall()
         return [self.status(row[0]) for row in found]
 
@@ -235,7 +190,7 @@ class Journal:
         """See ``Book.cancel``."""
         upload = self.header(batch).upload
         now = self._now()
-        with self._writing():
+        with self._file.writing():
             self._db.execute(
                 "UPDATE batches SET cancelled = ? WHERE id = ? AND cancelled IS NULL AND finished IS NULL", (now, batch)
             )
@@ -248,12 +203,12 @@ class Journal:
     def claim(self, worker: str, count: int, sources: Sequence[tuple[str, str]], settings: Settings) -> list[LeasedRow]:
         """Lease rows to a worker: of the batches of some (app, environment), evenly, the oldest first."""
         now = self._now()
-        with self._reading():
+        with self._file.reading():
             busy = self._open_batches(sources, now)
         if not busy:
             return []
         claimed: list[LeasedRow] = []
-        with self._writing():
+        with self._file.writing():
             for batch, upload, header, expires, cancelled, paused in self._open_batches(sources, now):
                 self._take_back(upload, now, settings.starts)
                 if expires <= now:
@@ -277,7 +232,7 @@ class Journal:
     def extend(self, worker: str, rows: Sequence[LeasedRow], lease: float) -> None:
         """Move on a worker's leases of rows that are under way."""
         until = self._now() + lease
-        with self._writing():
+        with self._file.writing():
             self._db.executemany(
                 "UPDATE rows SET until = ? WHERE upload = ? AND line = ? AND worker = ? AND state = 'running'",
                 [(until, row.header.upload, row.line, worker) for row in rows],
@@ -295,7 +250,7 @@ class Journal:
         """
         now = self._now()
         kept: list[bool] = []
-        with self._writing():
+        with self._file.writing():
             for one in rows:
                 self._spent(one.row, one.usd)
                 if one.pause_batch is not None:
@@ -330,7 +285,7 @@ class Journal:
 
     def pause(self, batch: str, first: float, longest: float, least: float = 0.0) -> None:
         """Let a whole batch wait, longer each time until a row is answered, and at least ``least`` seconds."""
-        with self._writing():
+        with self._file.writing():
             self._pause(batch, first, longest, least)
 
     def _pause(self, batch: str, first: float, longest: float, least: float) -> None:
@@ -342,7 +297,7 @@ class Journal:
 
     def open_rows(self, sources: Sequence[tuple[str, str]]) -> int:
         """Count the rows of some apps' environments that have no result yet."""
-        with self._reading():
+        with self._file.reading():
             return sum(
                 self._db.execute(
                     "SELECT count(*) FROM rows WHERE upload IN"
@@ -356,7 +311,7 @@ class Journal:
     def sweep(self) -> None:
         """Delete batches that were kept long enough, and rows that became no batch."""
         now = self._now()
-        with self._writing():
+        with self._file.writing():
             old = self._db.execute("SELECT id, upload FROM batches WHERE expires < ?", (now - KEEP,)).fetchall()
             gone = self._db.execute("SELECT name FROM uploads WHERE began < ?", (now - FORGOTTEN,)).fetchall()
             for batch, _ in old:
@@ -367,8 +322,7 @@ class Journal:
 
     def close(self) -> None:
         """See ``Book.close``."""
-        with self._lock:
-            self._db.close()
+        self._file.close()
 
     # ------------------------------------------------------------ inside
 
@@ -423,38 +377,6 @@ class Journal:
 
     def _now(self) -> float:
         return self._clock().timestamp()
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock, self._failures():
-            yield
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._lock, self._failures(), self._transaction():
-            yield
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise BackendUnavailable(
-                f"The batch journal {self.path} cannot be used.",
-                why=str(error),
-                fix="Check the disk; move a file that is no journal, or damaged, away.",
-            ) from error
 
 
 def _state(counts: BatchCounts, rows: int, *, cancelled: bool) -> Any:
