@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -16,18 +15,18 @@ from bundlectl.actions.releasing import (
     Standing,
     check_servable,
     commit_release,
-    current,
     next_place,
     next_release,
     reading_ahead,
     stand,
 )
+from bundlectl.actions.soaking import SOAKS_IN, Soaking, soak_abroad, soaking_in
 from bundlectl.bundling.lint import lint
 from bundlectl.model.attestation import Envelope
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
-from bundlectl.model.errors import Conflict, GateNotPassed, NotFound, UsageError, VerificationFailed
+from bundlectl.model.errors import Conflict, GateNotPassed, NotFound, UsageError
 from bundlectl.model.reference import BundleReference, EnvironmentReference, SourceReference, parse_reference
 from bundlectl.model.release import RollbackTarget
 from bundlectl.model.types import Strict
@@ -36,10 +35,9 @@ from bundlectl.registry.collecting import refuse_marked
 from bundlectl.registry.layout import gc_key, head_key, pack_key, referrers_prefix
 from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry
-from bundlectl.resolver.keyrings import open_chain
 from bundlectl.resolver.trusted import VerifiedRelease
 from bundlectl.trust import gate as gates
-from bundlectl.trust.abroad import Abroad, is_release
+from bundlectl.trust.abroad import is_release
 from bundlectl.trust.evidence import Attested, current_evidence, gather_evidence
 from bundlectl.trust.gate import Check, Situation, judge, verdict_of
 from bundlectl.trust.keyring import VerifiedKeyring
@@ -67,7 +65,7 @@ class Plan(Strict):
     app: str
     environment: str
     bundle: str
-    replaces: str | None
+    replaces: str | None = None
     serial: int
     bindings: str
     bindings_from: str
@@ -121,7 +119,7 @@ def promote(
     standing = stand(ctx, app, environment, keyring=keyring, foresee=foresee)
     bundle = ctx.registry.get_bundle(app, bundle_digest)
     check_app(bundle, app)
-    soaking = _soaking(ctx, standing, seen)
+    soaking = soaking_in(ctx, standing, seen)
     if soaking.bundle != bundle.digest:
         # What is live there is reached, so gc does not delete it: that is known without reading what is marked.
         refuse_marked(ctx.registry.store, app, bundle)
@@ -166,11 +164,11 @@ def _foresee(ctx: Context, reference: str, environment: str) -> None:
     """Begin the reads that a promotion makes whatever it finds, side by side."""
     ref = parse_reference(reference)
     if isinstance(ref, EnvironmentReference):
-        ctx.locate((ref.app, environment), (ref.app, ref.environment))
+        ctx.locate((ref.app, environment), (ref.app, ref.environment), (ref.app, SOAKS_IN))
         expect_trust(ctx)
         ctx.registry.store.expect(head_key(ref.app, environment), head_key(ref.app, ref.environment))
     elif isinstance(ref, BundleReference):
-        ctx.locate((ref.app, environment))
+        ctx.locate((ref.app, environment), (ref.app, SOAKS_IN))
 
 
 def _named_by_environment(ctx: Context, reference: str) -> tuple[VerifiedKeyring | None, Entry | None]:
@@ -219,9 +217,7 @@ def _bindings(reference: str, environment: str, file: Path | None, standing: Sta
     return Bindings(), "none"
 
 
-def _evidence(
-    ctx: Context, standing: Standing, soaking: _Soaking, bundle: str
-) -> tuple[list[Attested], list[Envelope]]:
+def _evidence(ctx: Context, standing: Standing, soaking: Soaking, bundle: str) -> tuple[list[Attested], list[Envelope]]:
     """Read what is attested about the bundle; say what does not count, unless it is only meant for elsewhere.
 
     What lies beside the bundle decides, newest or not; a head that was read anyway spares reading it again.
@@ -235,22 +231,6 @@ def _evidence(
     for why in dict.fromkeys(item.why for item in refused if not item.elsewhere):
         ctx.reporter.say(f"set aside: {why}")
     return counted, brought
-
-
-def _abroad(ctx: Context, standing: Standing, releases: Sequence[Envelope]) -> Abroad | None:
-    """Give what a copy brought of the registry in which the gate asks for a soak; None where it cannot count."""
-    registry = standing.gate.soak.registry if standing.gate.soak else None
-    if registry is None:
-        return None
-    chain = ctx.registry.source_keyrings(standing.app, registry.id)
-    if not chain:
-        return None
-    try:
-        keyring = open_chain(chain, registry.keyring)
-    except VerificationFailed as error:
-        ctx.reporter.warn(f"the keyrings that came with a copy from {registry.id} do not count: {error.what}")
-        return None
-    return Abroad(keyring, tuple(releases))
 
 
 def _carried(standing: Standing, evidence: Sequence[Attested], checks: Sequence[Check]) -> list[Envelope]:
@@ -284,7 +264,7 @@ def _situation(
     ctx: Context,
     standing: Standing,
     bundle: Bundle,
-    soaking: _Soaking,
+    soaking: Soaking,
     evidence: Sequence[Attested],
     brought: Sequence[Envelope],
     target: RollbackTarget | None,
@@ -303,7 +283,7 @@ def _situation(
         snapshots=pinned_snapshots(bundle),
         lint=tuple((finding.rule, finding.message) for finding in lint(bundle.components)),
         live=soaking.live,
-        abroad=_abroad(ctx, standing, brought),
+        abroad=soak_abroad(ctx, standing, brought),
         rollback_target=gates.RollbackTarget(
             bundle=target.bundle if target else None,
             present=ctx.registry.has_bundle(standing.app, target.bundle) if target else None,
@@ -312,42 +292,6 @@ def _situation(
         replaces=gates.Replaced(standing.live.release.bundle if standing.live else None),
         confirmed=confirmed,
     )
-
-
-@dataclass(frozen=True)
-class _Soaking:
-    """What is live, and since when, in the environment that the gate asks to have soaked in.
-
-    ``live`` is None where that environment's head does not verify or was put back: then nothing is known of it, and
-    only pass passes. ``bundle`` is what is live there, if that is known. ``carried`` is the evidence in its head,
-    believed in nothing here.
-    """
-
-    live: dict[str, tuple[str, datetime]] | None
-    bundle: str | None = None
-    carried: Sequence[Envelope] = ()
-
-
-def _soaking(ctx: Context, standing: Standing, seen: Entry | None) -> _Soaking:
-    """Look where the gate asks for a soak; ``seen``: what is live in some environment, where that was read already."""
-    soak = standing.gate.soak
-    if soak is None or soak.registry is not None:
-        return _Soaking({})
-    releases = releases_of(ctx)
-    try:
-        if seen is not None and seen.release.environment == soak.environment:
-            found = current(seen.data, standing.app, soak.environment, standing.keyring, standing.now)
-        else:
-            head = releases.read_head(standing.app, soak.environment)
-            if head is None:
-                return _Soaking({})
-            found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
-            releases.check_newest(standing.app, soak.environment, head)
-    except VerificationFailed as error:
-        ctx.reporter.warn(f"{standing.app}:{soak.environment} does not verify: {error.what}")
-        return _Soaking(None)
-    release = found.release
-    return _Soaking({soak.environment: (release.bundle, release.since)}, release.bundle, found.head.evidence)
 
 
 def _since(standing: Standing, bundle: str) -> datetime:
@@ -418,7 +362,7 @@ def _check_fresh(plan: Plan, expected: Plan) -> None:
 
 def _what_moved(plan: Plan, expected: Plan) -> str:
     moved = [
-        f"{name} {old} -> {new}"
+        f"{name} {old or 'none'} -> {new or 'none'}"
         for name, old, new in (
             ("app", expected.app, plan.app),
             ("environment", expected.environment, plan.environment),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from bundlectl.actions.applying import KeyringExported
     from bundlectl.actions.keyring import GeneratedKey, Initialised, ShownKeyring
+    from bundlectl.model.keyring import Keyring
 
 
 def register(app: typer.Typer) -> None:
@@ -115,13 +116,19 @@ def _keyring(out: Console, result: ShownKeyring) -> None:
     out.print(f"registry {result.registry}", markup=False)
     out.print(f"keyring  {result.version}, {result.digest}, expires {result.expires or 'never'}", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("principal", "owner", "role", "state", "key"):
+    for column in ("principal", "owner", "role", "where", "state", "key"):
         table.add_column(column, no_wrap=True)
     for principal in result.principals:
         table.add_row(
-            principal.principal, principal.owner, ", ".join(principal.roles), principal.state, principal.scheme
+            principal.principal,
+            principal.owner,
+            ", ".join(principal.roles),
+            _where(result.document, principal.principal),
+            principal.state,
+            principal.scheme,
         )
     out.print(table)
+    _thresholds(out, result.document)
     for principal in result.principals:
         if principal.subject is not None:
             out.print(f"{principal.principal} is {principal.subject} by {principal.issuer}", markup=False)
@@ -130,6 +137,27 @@ def _keyring(out: Console, result: ShownKeyring) -> None:
         out.print(told, markup=False)
     for blocked in result.document.blocked:
         out.print(f"blocked {blocked.digest}: {blocked.reason}", markup=False)
+
+
+def _where(document: Keyring, principal: str) -> str:
+    """Say what a principal's role is limited to, as ``APP:ENV``; nothing where it is not."""
+    limits = [
+        f"{','.join(grant.apps)}:{','.join(grant.environments)}"
+        for grant in document.grants
+        if principal in grant.principals and (grant.apps, grant.environments) != (["*"], ["*"])
+    ]
+    owned = [name for name, one in sorted(document.apps.items()) if principal in one.owners.principals]
+    return "  ".join(limits + owned)
+
+
+def _thresholds(out: Console, document: Keyring) -> None:
+    root = document.root
+    out.print(f"root: {root.threshold} of {len(root.principals)} sign a keyring", markup=False)
+    for name, one in sorted(document.apps.items()):
+        of = f"{one.owners.threshold} of {len(one.owners.principals)}"
+        out.print(f"app {name}: {of} owners sign its policy, version {one.policy} or later", markup=False)
+        for environment, epoch in sorted(one.epochs.items()):
+            out.print(f"epoch of {name}:{environment}: {epoch}", markup=False)
 
 
 def _exported(out: Console, result: KeyringExported) -> None:
