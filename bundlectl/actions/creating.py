@@ -295,10 +295,21 @@ def _result(wanted: Wanted, stacks: Stacks, plans: Sequence[tuple[_Stack, Change
         done=False,
         next=[
             f"bundlectl keyring init --app {wanted.apps[0]} --registry {wanted.url}",
+            *_first_keys(wanted, signers),
             f"bundlectl registry locate ssm:/bundlectl/{wanted.name} --registry {wanted.url}",
             f"bundlectl registry doctor --registry {wanted.url}",
         ],
     )
+
+
+def _first_keys(wanted: Wanted, signers: dict[str, str]) -> list[str]:
+    """Give how the first key in KMS enters the keyring: until it stands there, what it signs counts nowhere."""
+    if not signers:
+        return []
+    where, uri = next(iter(signers.items()))
+    app, role = where.split(" ")
+    add = f"bundlectl keyring add ci-{role} --owner WHO --role {role} --key {uri} --apps {app} --registry {wanted.url}"
+    return [f"{add}  (and so for each key above)"]
 
 
 def _signers(wanted: Wanted) -> dict[str, str]:

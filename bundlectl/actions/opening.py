@@ -64,7 +64,9 @@ def read_pin(ctx: Context) -> str:
     raise UsageError(
         "There is no pin, so nothing tells whether this registry is the one you mean.",
         why=f"Neither BUNDLECTL_PIN nor {file} holds the digest of a keyring.",
-        fix="Get the pin from whoever keeps the keyring; for a folder of your own, add --trust-first-use once.",
+        fix="Get the pin from whoever keeps the keyring; for a folder of your own, add --trust-first-use once."
+        if ctx.registry_folder is not None
+        else "Get the pin from whoever keeps the keyring; a registry that has none yet: bundlectl keyring init --help",
     )
 
 
