@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from bundlectl.model.errors import Problem, SourceError
 
 
 def read_beside(folder: Path, relative: str, what: str, limit: int) -> bytes:
-    """Read it.
+    """Read it whole; as :func:`open_beside`."""
+    with open_beside(folder, relative, what, limit) as file:
+        return file.read(limit)
+
+
+@contextmanager
+def open_beside(folder: Path, relative: str, what: str, limit: int) -> Iterator[BinaryIO]:
+    """Open it for reading.
 
     Args:
         folder: the suite's folder.
@@ -19,7 +29,8 @@ def read_beside(folder: Path, relative: str, what: str, limit: int) -> bytes:
         limit: bytes that it may have.
 
     Raises:
-        SourceError: it does not exist, is larger, is no regular file, or is reached through a symbolic link.
+        SourceError: it does not exist, is larger, is no regular file, is reached through a symbolic link, or cannot be
+            read, while it is being read as well.
     """
     shown = str(folder / relative)
 
@@ -43,7 +54,7 @@ def read_beside(folder: Path, relative: str, what: str, limit: int) -> bytes:
         if found.st_size > limit:
             raise bad(f"has {found.st_size:,} bytes", f"at most {limit:,}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)
+            yield file
     except OSError as error:
         raise bad(f"cannot be read: {error.strerror}") from error
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bundlectl.evaluation.calibration import Calibration, judge_problems, read_c
 from bundlectl.evaluation.dataset import Dataset, read_dataset, tags_of
 from bundlectl.evaluation.scorers.own_code import OwnCode, OwnOptions, read_own, suite_form
 from bundlectl.evaluation.scorers.table import KINDS, make_scorer
+from bundlectl.evaluation.shelf import Picked
 from bundlectl.evaluation.statistics import groups_needed
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.contract import Request
@@ -34,8 +36,8 @@ class LoadedSuite:
     """
 
     suite: Suite
-    cases: tuple[Case, ...]
-    chosen: tuple[Case, ...]
+    cases: Sequence[Case]
+    chosen: Sequence[Case]
     suite_digest: str
     dataset_digest: str
     folder: Path
@@ -54,12 +56,8 @@ class LoadedSuite:
 
     def undecidable(self) -> list[str]:
         """Name the margins over all cases that the dataset is too small for, as far as one can say beforehand."""
-        found = []
-        for line, tag, margin in self.gates:
-            have, needed = len(_groups(self.cases, line, tag)), groups_needed(margin)
-            if tag is None and (needed is None or have < needed):
-                found.append(_too_small(line, tag, margin, have, needed))
-        return found
+        gates = [gate for gate in self.gates if gate[1] is None]
+        return [_too_small(*gate, have, needed) for gate, have, needed in _undersized(self.cases, gates)]
 
     def without(self, keys: Collection[str]) -> LoadedSuite:
         """Leave scorers out of what is measured; it stays the same exam, by the same digest."""
@@ -79,11 +77,11 @@ class LoadedSuite:
         Raises:
             UsageError: a pattern matches no case.
         """
-        wanted: set[str] = set()
+        wanted: set[int] = set()
         for pattern in patterns:
             found = {
-                case.id
-                for case in self.cases
+                position
+                for position, case in enumerate(self.cases)
                 if fnmatch.fnmatchcase(case.id, pattern) or pattern in (case.id, *tags_of(case))
             }
             if not found:
@@ -92,7 +90,7 @@ class LoadedSuite:
                     fix=suggest(pattern, [name for case in self.cases for name in (case.id, *sorted(tags_of(case)))]),
                 )
             wanted |= found
-        return replace(self, chosen=tuple(case for case in self.cases if case.id in wanted))
+        return replace(self, chosen=Picked(self.cases, sorted(wanted)))
 
 
 def read_suite(path: Path) -> LoadedSuite:
@@ -117,14 +115,8 @@ def read_suite(path: Path) -> LoadedSuite:
         problems += error.problems
     if dataset is None or problems:
         raise SourceError(problems)
-    cases = tuple(case for case in dataset.cases if suite.splits is None or case.split in suite.splits)
-    problems += _choice_problems(suite, dataset, cases, document)
+    cases, problems = _choose(suite, dataset, document, str(path.parent / suite.dataset))
     problems += _gate_problems(suite, cases, document)
-    problems += [
-        Problem(str(path.parent / suite.dataset), 0, f"case {case.id!r} makes no request: {why}")
-        for case in cases
-        if (why := _no_request(case, suite))
-    ]
     if problems:
         raise SourceError(problems)
     form = suite_form(suite.form(), code)
@@ -161,9 +153,23 @@ def group_of(case: Case) -> str:
     return f"case {case.id}"
 
 
-def _groups(cases: Sequence[Case], line: Scorer, tag: str | None) -> set[str]:
-    scorer = make_scorer(line, None)
-    return {group_of(case) for case in cases if (tag is None or tag in tags_of(case)) and scorer.applies(case)}
+Gate = tuple[Scorer, str | None, float]
+"""A margin: the scorer, the tag or None for all cases, and how much worse is still no worse."""
+
+
+def _undersized(cases: Sequence[Case], gates: Sequence[Gate]) -> Iterator[tuple[Gate, int, int | None]]:
+    """Give the gates that have fewer groups of cases than their margin takes, with how many they have and need."""
+    scorers = {line.key: make_scorer(line, None) for line, _, _ in gates}
+    groups: list[set[str]] = [set() for _ in gates]
+    for case in cases if gates else ():
+        group, tags = group_of(case), tags_of(case)
+        for (line, tag, _), found in zip(gates, groups, strict=True):
+            if (tag is None or tag in tags) and scorers[line.key].applies(case):
+                found.add(group)
+    for gate, found in zip(gates, groups, strict=True):
+        needed = groups_needed(gate[2])
+        if needed is None or len(found) < needed:
+            yield gate, len(found), needed
 
 
 def _too_small(line: Scorer, tag: str | None, margin: float, have: int, needed: int | None) -> str:
@@ -176,15 +182,15 @@ def _too_small(line: Scorer, tag: str | None, margin: float, have: int, needed: 
 
 def _gate_problems(suite: Suite, cases: Sequence[Case], document: Document) -> list[Problem]:
     """Find tag gates that their size cannot decide: such a gate would stop every candidate, good or bad."""
-    problems = []
-    for position, line in enumerate(suite.scorers):
-        for tag, margin in sorted((line.tag_margins or {}).items()):
-            have, needed = len(_groups(cases, line, tag)), groups_needed(margin)
-            if needed is None or have < needed:
-                at = ("scorers", position, "tag_margins", tag)
-                right = "a wider margin, more groups of cases, or a floor for the tag"
-                problems.append(document.problem(at, _too_small(line, tag, margin, have, needed), right))
-    return problems
+    gates: list[Gate] = [(line, *gate) for line in suite.scorers for gate in sorted((line.tag_margins or {}).items())]
+    places = {line.key: position for position, line in enumerate(suite.scorers)}
+    right = "a wider margin, more groups of cases, or a floor for the tag"
+    return [
+        document.problem(
+            ("scorers", places[line.key], "tag_margins", tag or ""), _too_small(line, tag, margin, have, needed), right
+        )
+        for (line, tag, margin), have, needed in _undersized(cases, gates)
+    ]
 
 
 def _no_request(case: Case, suite: Suite) -> str:
@@ -231,23 +237,39 @@ def _scorer_problems(suite: Suite, document: Document) -> list[Problem]:
     return problems
 
 
-def _choice_problems(suite: Suite, dataset: Dataset, cases: Sequence[Case], document: Document) -> list[Problem]:
-    """Find what the suite names and the dataset does not have."""
+def _choose(suite: Suite, dataset: Dataset, document: Document, shown: str) -> tuple[Sequence[Case], list[Problem]]:
+    """Give the cases of the suite's splits; and what is wrong: what the suite names and the dataset does not have."""
     problems: list[Problem] = []
-    splits = {case.split for case in dataset.cases if case.split is not None}
+    wrong: list[Problem] = []
+    splits: set[str] = set()
+    known: set[str] = set()
+    chosen: set[str] = set()
+    positions = array("Q")
+    must_pass = frozenset(suite.must_pass)
+    for at, case in enumerate(dataset.cases):
+        if case.split is not None:
+            splits.add(case.split)
+        if case.id in must_pass:
+            known.add(case.id)
+        if suite.splits is not None and case.split not in suite.splits:
+            continue
+        positions.append(at)
+        if case.id in must_pass:
+            chosen.add(case.id)
+        if why := _no_request(case, suite):
+            wrong.append(Problem(shown, 0, f"case {case.id!r} makes no request: {why}"))
     for position, split in enumerate(suite.splits or []):
         if split not in splits:
             message = f"no case of {suite.dataset} has the split {split!r}"
             problems.append(document.problem(("splits", position), message, suggest(split, splits)))
-    if not cases and not problems:
+    if not positions and not problems:
         problems.append(document.problem(("splits",), "the splits choose no case"))
-    known = {case.id for case in dataset.cases}
-    chosen = {case.id for case in cases}
     for position, case_id in enumerate(suite.must_pass):
         if case_id not in known:
             message = f"no case of {suite.dataset} has the id {case_id!r}"
-            problems.append(document.problem(("must_pass", position), message, suggest(case_id, known)))
+            like = suggest(case_id, [case.id for case in dataset.cases])
+            problems.append(document.problem(("must_pass", position), message, like))
         elif case_id not in chosen:
             message = f"the case {case_id!r} must pass and is in none of the splits"
             problems.append(document.problem(("must_pass", position), message, "add its split, or leave it out"))
-    return problems
+    return Picked(dataset.cases, positions), problems + wrong
