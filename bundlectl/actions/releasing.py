@@ -114,7 +114,7 @@ def stand(
     ctx.registry.store.expect(head_key(app, environment))
     keyring = keyring or open_trust(ctx)
     present = releases_of(ctx).read_head(app, environment)
-    check_witness(witness, *_place_of(present, app, environment), app, environment)
+    check_witness(witness, *head_place(present, app, environment), app, environment)
     now = ctx.clock()
     live = former(present.data, app, environment, keyring) if present else None
     if live is not None:
@@ -128,7 +128,8 @@ def stand(
     return Standing(app, environment, keyring, policy, gate, present, live, now)
 
 
-def _place_of(present: HeadState | None, app: str, environment: str) -> tuple[Place | None, str | None]:
+def head_place(present: HeadState | None, app: str, environment: str) -> tuple[Place | None, str | None]:
+    """Give a head's place and digest, as a witness is compared with; None twice where there is no head."""
     if present is None:
         return None, None
     return place(parse_head(present.data, f"the head of {app}:{environment}")[1]), present.digest
