@@ -20,6 +20,7 @@ def openapi_paths() -> tuple[dict[str, Any], dict[str, Any]]:
     lines = {LINES: {"schema": {"type": "string", "description": "JSON Lines."}}}
     refused = {
         "401": {"description": "The caller is not known here.", "content": error},
+        "431": {"description": "The headers are larger than 32 KiB.", "content": error},
         "404": {"description": "There is no such batch for this caller.", "content": error},
         "503": {"description": "The book of batches cannot be used now, or no release is loaded.", "content": error},
     }
@@ -43,6 +44,7 @@ def openapi_paths() -> tuple[dict[str, Any], dict[str, Any]]:
                     "409": {"description": "The key came before with another body.", "content": error},
                     "413": {"description": "More than 100,000 rows or 256 MiB.", "content": error},
                     "422": {"description": "Lines cannot be taken; nothing was.", "content": error},
+                    "431": refused["431"],
                     "503": refused["503"],
                 },
             }

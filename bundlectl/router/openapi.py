@@ -29,6 +29,9 @@ _ERROR = {
         },
     },
 }
+_LATER = {
+    "Retry-After": {"description": "When to come back, in seconds.", "schema": {"type": "integer", "minimum": 0}}
+}
 _STATES = {"description": "What is served: app, environment, release, and how polling goes.", "type": "object"}
 
 
@@ -57,29 +60,41 @@ def openapi() -> dict[str, Any]:
         "408": {"description": "The body was not there within ten seconds.", "content": error},
         "413": {"description": "The body is larger than 1 MiB.", "content": error},
         "422": {"description": "Does not fit the contract, or refused with input_blocked.", "content": either},
-        "429": {"description": "Refused with limited; Retry-After in seconds.", "content": answer},
+        "429": {
+            "description": "Refused with limited; without Retry-After it never fits the limit.",
+            "headers": _LATER,
+            "content": answer,
+        },
         "431": {"description": "The headers are larger than 32 KiB.", "content": error},
         "503": {
-            "description": "Nothing could answer, nothing is loaded, or a token cannot be verified now.",
+            "description": "Nothing could answer, nothing is loaded, a token cannot be verified now, or too many "
+            "requests are under way (overloaded, with Retry-After).",
+            "headers": _LATER,
             "content": error,
         },
     }
     return {
         "openapi": "3.1.0",
         "info": {"title": "bundlectl router", "version": __version__},
+        "security": [{"bearer": []}, {"key": []}, {}],
         "paths": {
             "/v1/requests": {
                 "post": {
                     "summary": "Answer one request.",
                     "operationId": "answer",
-                    "security": [{"bearer": []}, {"key": []}, {}],
                     "parameters": [
                         {
                             "name": "x-app",
                             "in": "header",
                             "description": "Which app, or app:environment, where several served here have the task.",
                             "schema": {"type": "string"},
-                        }
+                        },
+                        {
+                            "name": "cache-control",
+                            "in": "header",
+                            "description": "no-store: not from kept answers, nor kept; no-cache: made anew, and kept.",
+                            "schema": {"type": "string"},
+                        },
                     ],
                     "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/Request"})},
                     "responses": responses,
@@ -88,6 +103,16 @@ def openapi() -> dict[str, Any]:
             "/v1/releases": _get("List the releases that are served.", "releases"),
             "/healthz": _get("Say that the process lives.", "health"),
             "/readyz": _get("Say whether a verified release is loaded for every environment.", "ready", "503"),
+            "/metrics": {
+                "get": {
+                    "summary": "What the receipts add up to, and how the server is, in Prometheus' format.",
+                    "operationId": "metrics",
+                    "security": [],
+                    "responses": {
+                        "200": {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+                    },
+                }
+            },
             "/openapi.json": _get("Give this document.", "openapi"),
         },
         "components": {
@@ -110,6 +135,7 @@ def _get(summary: str, operation: str, *more: str) -> dict[str, Any]:
         "get": {
             "summary": summary,
             "operationId": operation,
+            "security": [],
             "responses": dict.fromkeys(("200", *more), reply),
         }
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.benchmarks.answer_in_process import answer_in_process
 from tests.benchmarks.aws_calls import aws_calls
+from tests.benchmarks.brownout import brownouts
 from tests.benchmarks.cli_start import cli_start
 from tests.benchmarks.evaluation_run import evaluation_run
 from tests.benchmarks.histories import histories
@@ -34,6 +35,7 @@ MEASURES: dict[str, Callable[[Effort], list[Result]]] = {
     "answer": answer_in_process,
     "http": router_over_http,
     "load": router_under_load,
+    "brownout": brownouts,
     "peers": peers,
     "calls": store_calls,
     "aws": aws_calls,
