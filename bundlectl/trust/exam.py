@@ -69,9 +69,7 @@ def _margins(
             why = f"Nothing is live in {place} yet." if live is None else f"It is what is live in {place}."
             checks.append(Check(name, "pass", why))
             continue
-        judged = [_no_worse(result, scorer, margin, live) for results in newest.values() for result in results]
-        verdict = worst(v for v, _ in judged)
-        why = next((why for v, why in judged if v == verdict), "There is no evaluation to judge it by.")
+        verdict, why = _compared_by(situation, requirement, newest, scorer, margin, live)
         mend = "Improve the bundle, or have the app's owners widen the margin."
         checks.append(Check(name, verdict, why, {"pass": "", "fail": mend}.get(verdict, fix)))
     return checks
@@ -113,12 +111,30 @@ def _anchored(situation: Situation, requirement: EvaluationRequirement, usable: 
         if anchor == situation.bundle:
             checks.append(Check(name, "pass", "It is the anchor."))
             continue
-        judged = [_no_worse(result, scorer, margin, anchor) for results in newest.values() for result in results]
-        verdict = worst(v for v, _ in judged)
-        why = next((why for v, why in judged if v == verdict), f"It was not compared with the anchor {anchor[:19]}.")
+        verdict, why = _compared_by(situation, requirement, newest, scorer, margin, anchor)
         mend = "Improve the bundle, or have the app's owners name another anchor."
         checks.append(Check(name, verdict, why, {"pass": "", "fail": mend}.get(verdict, fix)))
     return checks
+
+
+def _compared_by(
+    situation: Situation,
+    requirement: EvaluationRequirement,
+    newest: Mapping[str, Sequence[EvaluationResult]],
+    scorer: str,
+    margin: float,
+    baseline: str,
+) -> tuple[Verdict, str]:
+    """Judge one margin against one baseline: every evaluator's newest counts, and as many are needed as must pass."""
+    judged = [_no_worse(result, scorer, margin, baseline) for results in newest.values() for result in results]
+    if not judged:
+        return "inconclusive", f"It was not compared with {baseline[:19]}."
+    verdict = worst(v for v, _ in judged)
+    found = situation.keyring.distinct(newest)
+    if verdict == "pass" and found < requirement.threshold:
+        needed = f"{found} of {requirement.threshold} needed evaluators"
+        return "inconclusive", f"{needed} compared it with {baseline[:19]} (so far: {', '.join(newest)})."
+    return verdict, next(why for v, why in judged if v == verdict)
 
 
 def _compared(

@@ -132,6 +132,30 @@ def test_a_comparison_that_is_too_old_does_not_count() -> None:
     assert anchored((old, BESIDE_LIVE), (HOUR, BESIDE_ANCHOR)) == (UNKNOWN, PASS)
 
 
+@pytest.mark.parametrize("alone", ["live", "anchor"])
+def test_each_comparison_takes_as_many_evaluators_as_the_policy_asks_for(alone: str) -> None:
+    """Else one stolen evaluator's key decides by itself what two were to decide, while the other looks elsewhere."""
+    gate = asks(no_worse={"hit": 0.05}, anchor=ANCHOR, threshold=2)
+    baselines = {"live": OTHER, "anchor": ANCHOR}
+    both = next(name for name in baselines if name != alone)
+    envelopes = [
+        *(evaluation(who, comparison=compared(baseline=baselines[both])) for who in ("evaluator-1", "evaluator-2")),
+        evaluation("evaluator-1", comparison=compared(baseline=baselines[alone]), age=2 * HOUR),
+    ]
+    names = {"live": NAME, "anchor": "anchor:support/hit"}
+
+    def told() -> dict[str, Check]:
+        checks = judge(situation(gate, attested=[*GOOD[:1], *opened(KEYRING, envelopes)], replaces=LIVE))
+        assert check(checks, "evaluation:support").verdict == "pass"
+        return {name: check(checks, found) for name, found in names.items()}
+
+    found = told()
+    assert (found[both].verdict, found[alone].verdict) == (PASS, UNKNOWN)
+    assert "1 of 2 needed evaluators" in found[alone].why and "--baseline" in found[alone].fix
+    envelopes.append(evaluation("evaluator-2", comparison=compared(baseline=baselines[alone]), age=2 * HOUR))
+    assert {name: one.verdict for name, one in told().items()} == {"live": PASS, "anchor": PASS}
+
+
 def test_where_the_anchor_is_live_one_comparison_serves_and_the_anchor_itself_passes() -> None:
     assert anchored((HOUR, BESIDE_ANCHOR), live=Replaced(ANCHOR)) == (PASS, PASS)
     gate = asks(no_worse={"hit": 0.05}, anchor=BUNDLE)
