@@ -51,6 +51,10 @@ def judge_soak_abroad(
     reason = abroad.keyring.blocked(bundle)
     if reason is not None:
         return Check("soak", "fail", f"The root of registry {registry.id[:19]} has blocked the bundle: {reason}")
+    if abroad.keyring.expired(now):
+        # As with our own: otherwise newer ones, with what they revoke, could be held back for ever.
+        why = f"The word of root in registry {registry.id[:19]} has run out with keyring {abroad.keyring.version}."
+        return Check("soak", "inconclusive", why, "Its root signs the next one; then bundlectl copy REF FROM TO again.")
     told = _believed(abroad, registry.id, app, soak.environment, bundle)
     if not told:
         why = f"No release that counts says that it was live in {place}."

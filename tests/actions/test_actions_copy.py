@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,20 @@ def test_a_blocked_bundle_has_not_soaked(two: Two) -> None:
     # The copy is refused nothing; the newer keyring that comes with it says so.
     two.copy()
     assert two.soak()[0] == "fail"
+
+
+def test_a_source_whose_root_s_word_has_run_out_proves_nothing(two: Two) -> None:
+    """Whoever can delete from the target can hold back the source's newer keyrings; the expiry is what ends that."""
+    two.source.world.rotate(expires=two.source.world.now() + timedelta(days=3))
+    two.soaked()
+    two.copy()
+    assert two.soak()[0] == "pass"
+    two.later(days=3)
+    verdict, why = two.soak()
+    assert (verdict, "has run out" in why) == ("inconclusive", True)
+    two.source.world.rotate(expires=two.source.world.now() + timedelta(days=300))
+    two.copy()
+    assert two.soak()[0] == "pass"
 
 
 def test_another_registry_than_the_policy_names(tmp_path: Path) -> None:
