@@ -204,7 +204,7 @@ def check_servable(bundle: Bundle, bindings: Bindings, keyring: VerifiedKeyring)
         raise UsageError(
             f"The bindings do not fit {parts.application.app}@{bundle.digest}; nothing was changed.",
             why="; ".join(problems),
-            fix="Correct the environment's file and name it with --bindings FILE.",
+            fix="Correct the environment's file and name it: promote --bindings FILE, or bind --file FILE.",
         )
 
 
