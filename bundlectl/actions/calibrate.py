@@ -16,7 +16,7 @@ from bundlectl.actions.judging import judge_bindings, open_judges
 from bundlectl.evaluation.calibration import Calibration, Judged, figures, judged_options, weakness
 from bundlectl.evaluation.judges import models_of
 from bundlectl.evaluation.labels import Labels, read_labels
-from bundlectl.evaluation.runner import Budget
+from bundlectl.evaluation.pace import Budget
 from bundlectl.evaluation.scorers.judge import Judge
 from bundlectl.evaluation.scorers.judged import JudgedScorer, Sense
 from bundlectl.evaluation.scorers.score import Weighed, total

@@ -167,8 +167,8 @@ def _unmeasurable(standing: Standing, bundle: Bundle, loaded: LoadedSuite, unfit
 class _Found:
     """Rows of every case, and of those that flipped asked again; ``unfit``: judged scorers that say nothing here."""
 
-    now: list[CaseResult]
-    again: list[CaseResult]
+    now: Sequence[CaseResult]
+    again: Sequence[CaseResult]
     unfit: dict[str, str]
 
 
@@ -192,7 +192,7 @@ async def _measure(
     ):
         scorers = make_scorers(loaded.suite.scorers, None, loaded.code, judges)
 
-        async def ask(part: LoadedSuite, repeats: int, label: str) -> list[CaseResult]:
+        async def ask(part: LoadedSuite, repeats: int, label: str) -> Sequence[CaseResult]:
             side = Side(
                 router,
                 identity=LOCAL,

@@ -35,11 +35,12 @@ from bundlectl.evaluation.cache import EvaluationCache
 from bundlectl.evaluation.comparison import Change, changes, compare
 from bundlectl.evaluation.journal import Journal, journal_key
 from bundlectl.evaluation.judges import identities, unfit
+from bundlectl.evaluation.pace import Budget
 from bundlectl.evaluation.remembering import Memory
 from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_report, report_bytes, report_digest
 from bundlectl.evaluation.reports.material import Material
 from bundlectl.evaluation.result import summarise
-from bundlectl.evaluation.runner import Budget, Side, run_sides
+from bundlectl.evaluation.runner import Side, run_sides
 from bundlectl.evaluation.scorers.judge import Judge
 from bundlectl.evaluation.scorers.score import AnyScorer
 from bundlectl.evaluation.scorers.table import demands_time, make_scorers, paired, timed
@@ -261,7 +262,7 @@ class _Evaluation:
 
     async def _measure(
         self, journals: Sequence[Journal], budget: Budget, cache: EvaluationCache | None
-    ) -> list[list[CaseResult]]:
+    ) -> list[Sequence[CaseResult]]:
         loaded = self._loaded
         measured = [(self._bundle, self._bindings)]
         if self._baseline is not None and len(journals) > 1:
@@ -334,7 +335,7 @@ class _Evaluation:
     def _beside(self, rows: Sequence[CaseResult] | None) -> Beside | None:
         if self._baseline is None or rows is None:
             return None
-        return Beside(bundle=self._baseline.bundle.digest, bindings=self._baseline.bound, cases=list(rows))
+        return Beside(bundle=self._baseline.bundle.digest, bindings=self._baseline.bound, cases=rows)
 
     # ------------------------------------------------------------ judging
 

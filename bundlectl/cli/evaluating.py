@@ -217,8 +217,9 @@ def scores_table(out: Console, evaluated: Evaluated) -> None:
             f"look {result.look} at this bundle; {len(result.pooled or [])} earlier results are pooled with this one",
             markup=False,
         )
-    if cached := sum(1 for row in evaluated.report.rows if row.cached):
-        out.print(f"{cached} of {len(evaluated.report.rows)} rows were answered by an earlier run", markup=False)
+    kept = [row.cached is not None for row in evaluated.report.rows]
+    if cached := sum(kept):
+        out.print(f"{cached} of {len(kept)} rows were answered by an earlier run", markup=False)
     out.print(f"bundle {evaluated.bundle}", markup=False)
     if evaluated.attestation:
         out.print(f"signed by {result.actor}: {evaluated.attestation}", markup=False)

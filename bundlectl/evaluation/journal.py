@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from bundlectl import __version__
 from bundlectl.evaluation.report import CaseResult, Row
+from bundlectl.evaluation.shelf import Shelf
 from bundlectl.evaluation.suite import LoadedSuite
 from bundlectl.model.canonical import canonical, digest, hex_of, parse_json
 from bundlectl.model.errors import BackendUnavailable, Conflict, VerificationFailed
@@ -62,10 +63,36 @@ def journal_key(
     )
 
 
+class Finished(Mapping[Row, CaseResult]):
+    """Rows that an earlier run finished, by case and repeat."""
+
+    def __init__(self) -> None:
+        self._at: dict[Row, int] = {}
+        self._rows = Shelf(CaseResult)
+
+    def put(self, row: CaseResult) -> None:
+        """Take a row; of one that is there twice the later counts."""
+        self._at[row.row] = self._rows.add(row)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._at.clear()
+
+    def __getitem__(self, row: Row) -> CaseResult:
+        return self._rows[self._at[row]]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+
 class Journal:
     """The open journal of one key; a context manager. One process at a time.
 
-    ``finished``: results of an earlier run by case and repeat, errors left out (they are tried again).
+    ``finished``: results of an earlier run by case and repeat, errors left out (they are tried again); what is added
+    now is not among them.
     ``dropped``: how many lines were torn or no result.
 
     Raises:
@@ -76,7 +103,7 @@ class Journal:
     def __init__(self, folder: Path, key: str) -> None:
         self.path = folder / f"{hex_of(key)}.jsonl"
         self.key = key
-        self.finished: dict[Row, CaseResult] = {}
+        self.finished = Finished()
         self.dropped = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -106,8 +133,6 @@ class Journal:
             # What was written of the line must not stand before the next one.
             os.ftruncate(self._descriptor, end)
             raise self._unavailable(error) from error
-        if result.error is None:
-            self.finished[result.row] = result
 
     def discard(self) -> None:
         """Delete the journal: its results are kept elsewhere now. The next run measures everything anew."""
@@ -140,22 +165,23 @@ class Journal:
 
     def _load(self) -> None:
         try:
-            size = os.fstat(self._descriptor).st_size
-            data = b""
-            while len(data) < size and (part := os.pread(self._descriptor, size - len(data), len(data))):
-                data += part
-            whole, newline, torn = data.rpartition(b"\n")
-            if torn:
-                self.dropped += 1
-                os.ftruncate(self._descriptor, len(whole) + len(newline))
+            with os.fdopen(os.dup(self._descriptor), "rb") as file:
+                file.seek(0)
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self._take(line)
+                    else:
+                        self.dropped += 1
+                        os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - len(line))
         except OSError as error:
             raise self._unavailable(error) from error
-        for line in whole.split(b"\n") if whole else []:
-            result = self._result(line)
-            if result is None:
-                self.dropped += 1
-            elif result.error is None:
-                self.finished[result.row] = result
+
+    def _take(self, line: bytes) -> None:
+        result = self._result(line)
+        if result is None:
+            self.dropped += 1
+        elif result.error is None:
+            self.finished.put(result)
 
     def _result(self, line: bytes) -> CaseResult | None:
         try:

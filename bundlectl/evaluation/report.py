@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
 
 from bundlectl.evaluation.scorers.score import Score
+from bundlectl.evaluation.shelf import Picked, Shelf
 from bundlectl.evaluation.suite import LoadedSuite
 from bundlectl.model.canonical import canonical, canonical_array, digest_of
 from bundlectl.model.types import Digest, Name, Strict, Time, lean
@@ -63,12 +64,25 @@ class CaseResult(Strict):
 Row = tuple[str, int]
 
 
+def _shelved(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    # Made by this program, and read back one by one: to check them all is to hold them all.
+    return value if isinstance(value, Shelf | Picked) else check(value)
+
+
+Rows = Annotated[
+    Sequence[CaseResult],
+    WrapValidator(_shelved),
+    PlainSerializer(list, return_type=list[CaseResult], when_used="always"),
+]
+"""An array of rows, in the order of the dataset."""
+
+
 class Beside(Strict):
     """The baseline of a comparison: the same cases, asked of another bundle."""
 
     bundle: Digest
     bindings: Digest
-    cases: list[CaseResult]
+    cases: Rows
 
 
 class Report(Strict):
@@ -82,13 +96,14 @@ class Report(Strict):
     bundle: Digest
     bindings: Digest
     complete: bool
-    cases: list[CaseResult]
+    cases: Rows
     baseline: Beside | None = None
 
     @property
-    def rows(self) -> list[CaseResult]:
+    def rows(self) -> Iterator[CaseResult]:
         """The rows of both bundles."""
-        return [*self.cases, *(self.baseline.cases if self.baseline is not None else [])]
+        yield from self.cases
+        yield from self.baseline.cases if self.baseline is not None else ()
 
 
 def make_report(
@@ -113,7 +128,7 @@ def make_report(
         bindings=bindings,
         complete=is_complete(loaded, results, repeats)
         and (baseline is None or is_complete(loaded, baseline.cases, baseline_repeats)),
-        cases=list(results),
+        cases=results,
         baseline=baseline,
     )
 
@@ -145,5 +160,7 @@ def _pieces(whole: Report | Beside) -> Iterator[bytes]:
 
 def is_complete(loaded: LoadedSuite, results: Sequence[CaseResult], repeats: int = 1) -> bool:
     """Say whether every case of the suite has its results."""
-    wanted = {(case.id, repeat) for case in loaded.cases for repeat in range(1, repeats + 1)}
-    return wanted <= {result.row for result in results}
+    if len(results) < len(loaded.cases) * repeats:
+        return False
+    found = {result.row for result in results}
+    return all((case.id, repeat) in found for case in loaded.cases for repeat in range(1, repeats + 1))

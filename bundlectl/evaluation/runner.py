@@ -14,15 +14,15 @@ A model that throttles slows the run down: so many rows at once are halved, and 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
 
 from bundlectl.evaluation.journal import Journal
+from bundlectl.evaluation.pace import Budget, Pace
 from bundlectl.evaluation.remembering import Memory
 from bundlectl.evaluation.report import CaseResult, Row
 from bundlectl.evaluation.scorers.judge import Judge
@@ -37,6 +37,7 @@ from bundlectl.evaluation.scorers.score import (
     weigh_case,
 )
 from bundlectl.evaluation.scorers.table import make_scorers, paired
+from bundlectl.evaluation.shelf import Picked, Shelf
 from bundlectl.evaluation.suite import LoadedSuite, request_of
 from bundlectl.inference.provider import Passage
 from bundlectl.model.components import Output
@@ -45,7 +46,6 @@ from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
 from bundlectl.model.suite import Case
 
-MAX_CONCURRENCY = 256
 PAUSE = 1.0
 """Seconds before the second attempt: throttling passes, defects do not."""
 
@@ -105,7 +105,7 @@ async def run(
     pause: float = PAUSE,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     timer: Callable[[], float] = time.perf_counter,
-) -> list[CaseResult]:
+) -> Sequence[CaseResult]:
     """Ask and score every chosen case.
 
     Args:
@@ -153,56 +153,6 @@ class Side(Generic[Identity]):
     judges: Mapping[str, Judge] = field(default_factory=dict)
 
 
-@dataclass
-class Budget:
-    """What a run may spend, and has spent; rows from a journal were paid for by an earlier run and count as well.
-
-    No row is begun once ``limit`` is reached, or once a row's price is not known: then nobody knows whether it is.
-    Rows under way are finished, so a run may end above its limit by what so many rows cost.
-    """
-
-    limit: float | None = None
-    spent: float = 0.0
-    unknown: int = 0
-
-    @property
-    def open(self) -> bool:
-        """Whether another row may be begun."""
-        return self.limit is None or (self.spent < self.limit and not self.unknown)
-
-    def take(self, result: CaseResult) -> None:
-        """Count a row."""
-        self.charge(result.usd)
-
-    def charge(self, usd: float | None) -> None:
-        """Count what something cost; None where nobody knows."""
-        if usd is None:
-            self.unknown += 1
-        else:
-            self.spent += usd
-
-
-class Pace:
-    """How many rows are under way at once: halved when a model throttles, at most once a ``pause``; then growing."""
-
-    def __init__(self, most: int, pause: float, timer: Callable[[], float]) -> None:
-        self.most = max(1, min(most, MAX_CONCURRENCY))
-        self.now = float(self.most)
-        self._pause, self._timer = pause, timer
-        self._slowed = -math.inf
-
-    def throttled(self) -> None:
-        """Slow down."""
-        # Rows that were under way together are throttled together; that is one reason, not many.
-        if self._timer() - self._slowed >= self._pause:
-            self._slowed = self._timer()
-            self.now = max(1.0, self.now / 2)
-
-    def answered(self) -> None:
-        """Grow by one when as many rows were answered as are under way."""
-        self.now = min(float(self.most), self.now + 1 / self.now)
-
-
 WAIT = 0.02
 """Seconds after which a worker that stands back looks again whether it may go on."""
 
@@ -214,6 +164,40 @@ class _Job:
     sides: tuple[int, ...]
     case: Case
     repeat: int
+    place: int
+
+
+class _Jobs:
+    """The jobs of a run, each made when its turn comes: there may be a hundred thousand. ``next``: None at the end."""
+
+    def __init__(self, jobs: Iterator[_Job]) -> None:
+        self._jobs = jobs
+        self.next = next(jobs, None)
+
+    def take(self) -> _Job:
+        """Give the next one, while there is one."""
+        if self.next is None:
+            raise IndexError("no job is left")
+        job, self.next = self.next, next(self._jobs, None)
+        return job
+
+
+class _Done:
+    """The rows of one side as they come; ``places`` is how many there will be, in the dataset's order."""
+
+    def __init__(self, places: int) -> None:
+        self._rows = Shelf(CaseResult)
+        self._at = array("q", [-1]) * places
+
+    def put(self, place: int, row: CaseResult) -> None:
+        self._at[place] = self._rows.add(row)
+
+    def __contains__(self, place: int) -> bool:
+        return self._at[place] >= 0
+
+    def in_order(self) -> Sequence[CaseResult]:
+        """Give the rows in the order of their places."""
+        return Picked(self._rows, (at for at in self._at if at >= 0))
 
 
 async def run_sides(
@@ -227,7 +211,7 @@ async def run_sides(
     pause: float = PAUSE,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     timer: Callable[[], float] = time.perf_counter,
-) -> list[list[CaseResult]]:
+) -> list[Sequence[CaseResult]]:
     """Ask every chosen case of every side, ``repeats`` times, interleaved.
 
     Returns:
@@ -267,29 +251,38 @@ async def run_sides(
         )
         for side, scorers in zip(sides, made, strict=True)
     ]
-    done: list[dict[Row, CaseResult]] = [{} for _ in sides]
-    jobs: deque[_Job] = deque()
-    for repeat in range(1, repeats + 1):
-        for position, case in enumerate(loaded.chosen):
-            turns = [(turn + position + repeat) % len(sides) for turn in range(len(sides))]
-            kept = {
-                number: row
-                for number in turns
-                if (journal := sides[number].journal) is not None
-                and (row := journal.finished.get((case.id, repeat))) is not None
-            }
-            if together and len(kept) < len(sides):
-                # A journal has no texts, so one side's answer cannot be scored beside the other's that it holds.
-                kept = {}
-            for number, row in kept.items():
-                done[number][row.row] = row
-                budget.take(row)
-                on_done(row)
-            todo = tuple(number for number in turns if number not in kept)
+    done = [_Done(len(loaded.chosen) * repeats) for _ in sides]
+
+    def places() -> Iterator[tuple[int, Case, int, list[int]]]:
+        """Give each place with its case, its repeat and its turns, in the order in which they are asked."""
+        for repeat in range(1, repeats + 1):
+            for position, case in enumerate(loaded.chosen):
+                turns = [(turn + position + repeat) % len(sides) for turn in range(len(sides))]
+                yield position * repeats + repeat - 1, case, repeat, turns
+
+    def jobs_left() -> Iterator[_Job]:
+        for place, case, repeat, turns in places():
+            todo = tuple(number for number in turns if place not in done[number])
             if together and todo:
-                jobs.append(_Job(todo, case, repeat))
+                yield _Job(todo, case, repeat, place)
             else:
-                jobs.extend(_Job((number,), case, repeat) for number in todo)
+                yield from (_Job((number,), case, repeat, place) for number in todo)
+
+    for place, case, repeat, turns in places() if any(side.journal and side.journal.finished for side in sides) else ():
+        kept = {
+            number: row
+            for number in turns
+            if (journal := sides[number].journal) is not None
+            and (row := journal.finished.get((case.id, repeat))) is not None
+        }
+        if together and len(kept) < len(sides):
+            # A journal has no texts, so one side's answer cannot be scored beside the other's that it holds.
+            continue
+        for number, row in kept.items():
+            done[number].put(place, row)
+            budget.take(row)
+            on_done(row)
+    jobs = _Jobs(jobs_left())
 
     async def rows_of(job: _Job) -> dict[int, CaseResult]:
         asked = {number: await ones[number].ask(job.case, job.repeat) for number in job.sides}
@@ -300,17 +293,17 @@ async def run_sides(
 
     async def work(number: int) -> None:
         # Workers share the queue: each takes the next row when it is free, which keeps all of them busy.
-        while budget.open and jobs:
+        while budget.open and jobs.next is not None:
             if number >= pace.now:
                 await asyncio.sleep(WAIT)
                 continue
-            job = jobs.popleft()
+            job = jobs.take()
             for side, result in (await rows_of(job)).items():
                 journal = sides[side].journal
                 # What the cache gave back for nothing it will give back again.
                 if journal is not None and not (result.cached and not result.judging):
                     journal.add(result)
-                done[side][result.row] = result
+                done[side].put(job.place, result)
                 budget.take(result)
                 on_done(result)
 
@@ -318,7 +311,7 @@ async def run_sides(
     workers: list[asyncio.Task[None]] = []
     try:
         # Before anything is asked: what scores nothing should cost nothing.
-        await asyncio.gather(*(scorer.open() for scorer in opened if jobs))
+        await asyncio.gather(*(scorer.open() for scorer in opened if jobs.next is not None))
         workers += [asyncio.create_task(work(number)) for number in range(pace.most)]
         await asyncio.gather(*workers)
     finally:
@@ -326,15 +319,7 @@ async def run_sides(
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await asyncio.gather(*(scorer.close() for scorer in opened), return_exceptions=True)
-    return [
-        [
-            result
-            for case in loaded.chosen
-            for repeat in range(1, repeats + 1)
-            if (result := rows.get((case.id, repeat))) is not None
-        ]
-        for rows in done
-    ]
+    return [rows.in_order() for rows in done]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundlectl.evaluation.comparison import changes, compare
+from bundlectl.evaluation.pace import Budget, Pace
 from bundlectl.evaluation.report import CaseResult
 from bundlectl.evaluation.result import summarise
-from bundlectl.evaluation.runner import Budget, Pace, Side, run_sides
+from bundlectl.evaluation.runner import Side, run_sides
 from bundlectl.evaluation.statistics import interval
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
 from bundlectl.model.attestation import ComparedScore

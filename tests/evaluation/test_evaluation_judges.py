@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from bundlectl.evaluation.calibration import Calibration, Judged, figures, kappa
 from bundlectl.evaluation.journal import Journal
 from bundlectl.evaluation.judges import unfit
 from bundlectl.evaluation.labels import read_labels
+from bundlectl.evaluation.report import CaseResult
 from bundlectl.evaluation.runner import Side, run_sides
 from bundlectl.evaluation.scorers.judge import Judge, endpoint_of
 from bundlectl.evaluation.scorers.judged import JudgedScorer
@@ -472,18 +473,23 @@ async def test_both_sides_of_a_preference_are_asked_together_and_add_up_to_one(
         ScriptedRouter(lambda request, side=side: Outcome(answer(says[request.input["question"]][side]), receipt()))
         for side in (0, 1)
     ]
-    with Journal(tmp_path / "j", "sha256:" + "1" * 64) as ours, Journal(tmp_path / "j", "sha256:" + "2" * 64) as theirs:
+    keys = ["sha256:" + number * 64 for number in "12"]
+
+    async def measure() -> list[Sequence[CaseResult]]:
+        with Journal(tmp_path / "j", keys[0]) as ours, Journal(tmp_path / "j", keys[1]) as theirs:
+            sides = [
+                Side(router, identity="me", profile="p", journal=journal, judges={"main": main})
+                for router, journal in zip(routers, (ours, theirs), strict=True)
+            ]
+            return await run_sides(suite, sides, concurrency=2, pause=0)
+
+    with Journal(tmp_path / "j", keys[0]) as ours:
         # The candidate's row of "a" was kept by an earlier run, and its text was not.
         ours.add(result("a", pairwise=0.0))
-        sides = [
-            Side(router, identity="me", profile="p", journal=journal, judges={"main": main})
-            for router, journal in zip(routers, (ours, theirs), strict=True)
-        ]
-        candidate, baseline = await run_sides(suite, sides, concurrency=2, pause=0)
-        assert [row.scores["pairwise"].value for row in candidate] == [1, 0, 0.5]
-        assert [row.scores["pairwise"].value for row in baseline] == [0, 1, 0.5]
-        assert stub.calls == 4, "the same text is a tie without a judge"
-        again = await run_sides(suite, sides, concurrency=2, pause=0)
-        assert again == [candidate, baseline] and stub.calls == 4
+    candidate, baseline = await measure()
+    assert [row.scores["pairwise"].value for row in candidate] == [1, 0, 0.5]
+    assert [row.scores["pairwise"].value for row in baseline] == [0, 1, 0.5]
+    assert stub.calls == 4, "the same text is a tie without a judge"
+    assert await measure() == [candidate, baseline] and stub.calls == 4
     (alone,) = await run_sides(suite, [Side(routers[0], identity="me", profile="p", judges={"main": main})], pause=0)
     assert all("pairwise" not in row.scores for row in alone)
