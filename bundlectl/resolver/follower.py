@@ -233,7 +233,6 @@ class Follower:
     def _advance(self) -> None:
         """Take the keyrings that follow. One that does not follow is reported and stops nothing."""
         keyring = self.keyring
-        before = keyring.version
         self._refused_keyring = ()
         try:
             while (data := self._registry.keyring_bytes(keyring.version + 1)) is not None:
@@ -242,9 +241,14 @@ class Follower:
         except VerificationFailed as error:
             # Told until it is asked again: once in ten minutes would be missed by whoever looks at the status.
             self._refused_keyring = (f"Keyring {keyring.version + 1} is refused: {error.what} {error.why}".strip(),)
+        finally:
+            # Also where the registry went away in the middle: a block that was heard must outlive a restart.
+            self._remember(keyring)
         # Where the registry did not answer, nothing was heard: the next poll asks again, not the one in ten minutes.
         self._keyring_asked = self._clock()
-        if keyring.version > before and self._state is not None:
+
+    def _remember(self, keyring: VerifiedKeyring) -> None:
+        if self._state is not None and keyring.version > self._state.keyring:
             self._state = self._state.model_copy(update={"keyring": keyring.version, "keyring_digest": keyring.digest})
             problem = self._save()
             if problem is not None:

@@ -228,6 +228,35 @@ async def test_a_block_that_could_not_be_asked_for_is_asked_for_again_at_the_nex
     await resolver.stop()
 
 
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_block_that_was_heard_before_the_registry_went_away_is_kept(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """The keyring that blocks was read, whether there is one more was not: a restart then knows of the block."""
+    resolver = rig.resolver()
+    await resolver.start()
+    rig.world.block(tiny_bundle("v1").digest)
+    rig.world.tick(minutes=11)
+    asked = rig.registry.keyring_bytes
+
+    def cut(version: int) -> bytes | None:
+        if version == 3:
+            raise BackendUnavailable("The registry went away.")
+        return asked(version)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.registry, "keyring_bytes", cut)
+        await resolver.poll_now()
+    with pytest.raises(Blocked):
+        resolver.current()
+    if again:
+        await resolver.poll_now()
+    await resolver.stop()
+    rig.down = True
+    with pytest.raises((BackendUnavailable, Blocked)):
+        await rig.resolver().start()
+
+
 async def test_a_blocked_bundle_is_not_served_from_disk_either(rig: Rig) -> None:
     resolver = rig.resolver()
     await resolver.start()
