@@ -18,8 +18,8 @@ from bundlectl.model.batch import Batch, BatchOwner
 from bundlectl.model.errors import NotFound, UsageError
 from bundlectl.model.reference import EnvironmentReference, parse_environment
 from bundlectl.model.types import Strict
-from bundlectl.router.batch_book import Book, NotFinished
-from bundlectl.router.batch_intake import Submission, take_in
+from bundlectl.router.batch.book import Book, NotFinished
+from bundlectl.router.batch.intake import Submission, take_in
 from bundlectl.router.identity import LOCAL
 
 PIECE: Final = 64 * 1024

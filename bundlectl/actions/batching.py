@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from bundlectl.actions.context import Context
 from bundlectl.model.errors import BackendUnavailable, UsageError
-from bundlectl.router.batch_book import Book, Settings
+from bundlectl.router.batch.book import Book, Settings
 
 if TYPE_CHECKING:
-    from bundlectl.router.batch_http import BatchApi
-    from bundlectl.router.batch_row import Answering
+    from bundlectl.router.batch.http import BatchApi
+    from bundlectl.router.batch.row import Answering
 
 QUEUE_VARIABLE = "BUNDLECTL_BATCH_QUEUE"
 STORE_VARIABLE = "BUNDLECTL_BATCH_STORE"
@@ -109,12 +109,12 @@ def open_book(ctx: Context, place: BatchPlace) -> Book:
     """
     place = named_place(ctx, place)
     if place.queue is not None and place.store is not None:
-        from bundlectl.router.batch_queue import open_queue
-        from bundlectl.router.batch_store import StoreBook
+        from bundlectl.router.batch.queue import open_queue
+        from bundlectl.router.batch.store import StoreBook
         from bundlectl.storage.store import open_store
 
         return StoreBook(open_store(place.store), open_queue(place.queue), ctx.clock)
-    from bundlectl.router.batch_journal import Journal
+    from bundlectl.router.batch.journal import Journal
 
     return Journal(ctx.workspace / JOURNAL, ctx.clock)
 
@@ -127,14 +127,14 @@ def make_workers(
     admits: Callable[[], bool] = lambda: True,
 ) -> Workers:
     """Make what works on a book's batches; ``admits`` says whether rows may begin now."""
-    from bundlectl.router.batch_journal import Journal
+    from bundlectl.router.batch.journal import Journal
 
     if isinstance(book, Journal):
-        from bundlectl.router.batch_workers import LocalWorkers
+        from bundlectl.router.batch.workers import LocalWorkers
 
         return LocalWorkers(book, sources, settings, clock=ctx.clock, on_problem=ctx.reporter.warn, admits=admits)
-    from bundlectl.router.batch_sqs import QueueWorkers
-    from bundlectl.router.batch_store import StoreBook
+    from bundlectl.router.batch.sqs import QueueWorkers
+    from bundlectl.router.batch.store import StoreBook
 
     if not isinstance(book, StoreBook):
         raise TypeError(f"{type(book).__name__} is no book that workers know")
@@ -153,7 +153,7 @@ async def open_batches(
 
     ``admits`` says whether rows may begin now. Leaving the stack lets what is under way end, or gives it back.
     """
-    from bundlectl.router.batch_http import BatchApi
+    from bundlectl.router.batch.http import BatchApi
 
     try:
         book = open_book(ctx, place)

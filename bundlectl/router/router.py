@@ -128,6 +128,7 @@ class Router:
         self._ids = ids or random_ids()
         self._shared = Shared(counts or MemoryCounts(), RetryBudget(), chance, SoftAlarms(on_event), cache)
         self._tracer = telemetry.configured_tracer()
+        self._instruments = telemetry.configured_instruments()
 
     async def answer(self, request: Request, identity: Identity) -> Answer:
         """Answer a request; a refusal is an answer.
@@ -235,6 +236,8 @@ class Router:
         if run.place is not None:
             keep(run, outcome)
         self._receipts.write(outcome.receipt)
+        if self._instruments is not None:
+            self._instruments.record(run, outcome)
         return outcome
 
 

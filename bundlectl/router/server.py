@@ -59,7 +59,7 @@ from bundlectl.router.turns import Turns
 
 if TYPE_CHECKING:
     from bundlectl.resolver.resolver import Status
-    from bundlectl.router.batch_http import BatchApi
+    from bundlectl.router.batch.http import BatchApi
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

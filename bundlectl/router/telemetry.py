@@ -1,4 +1,4 @@
-"""Spans, where the process has set up OpenTelemetry's SDK; without it none are made, as they would cost for nothing.
+"""Spans and metrics, where the process has set up OpenTelemetry's SDK; without it none are made: they cost something.
 
 One span per request, one per stage. Model calls and searches carry the GenAI conventions' names
 (https://opentelemetry.io/docs/specs/semconv/gen-ai/); ``bundlectl.*`` is for what those lack. No texts.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 
 from bundlectl import __version__
 
@@ -25,6 +25,52 @@ def configured_tracer() -> trace.Tracer | None:
     if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
         return None
     return provider.get_tracer("bundlectl", __version__)
+
+
+class Instruments:
+    """The GenAI conventions' metrics of model calls: how long one took, and its tokens."""
+
+    def __init__(self, meter: metrics.Meter) -> None:
+        self._duration = meter.create_histogram(
+            "gen_ai.client.operation.duration",
+            unit="s",
+            description="Duration of a call of a model.",
+            explicit_bucket_boundaries_advisory=[0.01 * 2**n for n in range(14)],
+        )
+        self._tokens = meter.create_histogram(
+            "gen_ai.client.token.usage",
+            unit="{token}",
+            description="Tokens sent to a model and received from it.",
+            explicit_bucket_boundaries_advisory=[4.0**n for n in range(14)],
+        )
+
+    def record(self, run: Run, outcome: Outcome) -> None:
+        """Record a request's calls; what was not called, as it was switched off or rested, is none."""
+        for attempt in outcome.receipt.attempts:
+            if attempt.outcome in ("disabled", "open_circuit"):
+                continue
+            of = {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": attempt.provider,
+                "gen_ai.request.model": run.compiled.routes[attempt.route].model.model or attempt.model,
+                "bundlectl.app": run.compiled.ref.app,
+                "bundlectl.environment": run.compiled.ref.environment,
+            }
+            if attempt.provider_model is not None:
+                of["gen_ai.response.model"] = attempt.provider_model
+            failed = {} if attempt.outcome == "ok" else {"error.type": attempt.outcome}
+            self._duration.record(attempt.seconds, of | failed)
+            for kind, count in (("input", attempt.usage.input_tokens), ("output", attempt.usage.output_tokens)):
+                if count:
+                    self._tokens.record(count, of | {"gen_ai.token.type": kind})
+
+
+def configured_instruments() -> Instruments | None:
+    """Give the metrics when a meter provider was set for this process; ``None`` when the API would do nothing."""
+    provider = metrics.get_meter_provider()
+    if type(provider).__module__.startswith("opentelemetry.metrics"):  # the API's own
+        return None
+    return Instruments(provider.get_meter("bundlectl", __version__))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 
 from bundlectl.actions.bind import bind
 from bundlectl.model.batch import BatchCounts
-from bundlectl.router.batch_journal import Journal
+from bundlectl.router.batch.journal import Journal
 from tests.acceptance.serving import REQUEST, Client, serving, wait_for
 from tests.support.aws import stand_in
 from tests.support.workspace import APP, Workspace, environment, spawn

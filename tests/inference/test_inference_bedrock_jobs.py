@@ -21,11 +21,11 @@ from bundlectl.inference.provider import ModelCall, ProviderError
 from bundlectl.model.bindings import ModelBinding
 from bundlectl.model.components import Model, Route, Rule, When
 from bundlectl.model.errors import UsageError
-from bundlectl.router.batch_book import Settings
-from bundlectl.router.batch_http import owner_of
-from bundlectl.router.batch_intake import Submission, take_in
-from bundlectl.router.batch_journal import Journal
-from bundlectl.router.batch_workers import LocalWorkers
+from bundlectl.router.batch.book import Settings
+from bundlectl.router.batch.http import owner_of
+from bundlectl.router.batch.intake import Submission, take_in
+from bundlectl.router.batch.journal import Journal
+from bundlectl.router.batch.workers import LocalWorkers
 from bundlectl.router.identity import LOCAL
 from bundlectl.router.server import Served
 from tests.support.answering import contract, parts, setting

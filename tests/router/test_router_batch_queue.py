@@ -16,13 +16,13 @@ import pytest
 
 from bundlectl.model.batch import Batch
 from bundlectl.model.errors import BackendUnavailable
-from bundlectl.router.batch_book import NewRow, Settings
-from bundlectl.router.batch_http import owner_of
-from bundlectl.router.batch_intake import Submission, take_in
-from bundlectl.router.batch_queue import open_queue
-from bundlectl.router.batch_row import Row
-from bundlectl.router.batch_sqs import QueueWorkers
-from bundlectl.router.batch_store import StoreBook, read_message
+from bundlectl.router.batch.book import NewRow, Settings
+from bundlectl.router.batch.http import owner_of
+from bundlectl.router.batch.intake import Submission, take_in
+from bundlectl.router.batch.queue import open_queue
+from bundlectl.router.batch.row import Row
+from bundlectl.router.batch.sqs import QueueWorkers
+from bundlectl.router.batch.store import StoreBook, read_message
 from bundlectl.router.identity import LOCAL
 from bundlectl.router.server import Served
 from bundlectl.storage.store import open_store

@@ -23,12 +23,12 @@ from bundlectl.actions.batching import BatchPlace, open_batches, settings_of
 from bundlectl.actions.context import Context, Silent
 from bundlectl.model.batch import BatchHeader, BatchOwner, BatchResult
 from bundlectl.model.errors import BackendUnavailable, UsageError
-from bundlectl.router import batch_intake
-from bundlectl.router.batch_book import KEEP, WINDOW, BadRows, BatchMissing, KeyTaken, NewRow, Settings, batch_id
-from bundlectl.router.batch_http import BatchApi
-from bundlectl.router.batch_intake import Intake, Submission
-from bundlectl.router.batch_journal import Journal
-from bundlectl.router.batch_workers import LocalWorkers, backoff
+from bundlectl.router.batch import intake
+from bundlectl.router.batch.book import KEEP, WINDOW, BadRows, BatchMissing, KeyTaken, NewRow, Settings, batch_id
+from bundlectl.router.batch.http import BatchApi
+from bundlectl.router.batch.intake import Intake, Submission
+from bundlectl.router.batch.journal import Journal
+from bundlectl.router.batch.workers import LocalWorkers, backoff
 from bundlectl.router.identity import LOCAL, Identity
 from bundlectl.router.server import Served, Server
 from tests.router.test_router_server import IDENTITIES, KEY, OTHER, serving
@@ -310,14 +310,14 @@ def test_wrong_lines_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(b"\n \n").problems[0]["message"] == "there is no row"
     denied = problems(line(1) + line(2, tenant_id="zenith"), Identity("a", frozenset({"acme"}), frozenset({"*"})))
     assert denied.denied and [one["line"] for one in denied.problems] == [2]
-    assert len(problems(b"{\n" * 1000).problems) == batch_intake.SHOWN
-    assert problems(line(1, input={"question": "x" * batch_intake.MAX_LINE})).problems[0]["field"] == "(line)"
-    assert problems(b"x" * (batch_intake.MAX_LINE * 2)).problems[0]["field"] == "(line)"
-    monkeypatch.setattr(batch_intake, "MAX_ROWS", 2)
-    with pytest.raises(batch_intake.BatchTooLarge, match="more than 2 rows"):
+    assert len(problems(b"{\n" * 1000).problems) == intake.SHOWN
+    assert problems(line(1, input={"question": "x" * intake.MAX_LINE})).problems[0]["field"] == "(line)"
+    assert problems(b"x" * (intake.MAX_LINE * 2)).problems[0]["field"] == "(line)"
+    monkeypatch.setattr(intake, "MAX_ROWS", 2)
+    with pytest.raises(intake.BatchTooLarge, match="more than 2 rows"):
         problems(line(1) + line(2) + line(3))
-    monkeypatch.setattr(batch_intake, "MAX_BYTES", 100)
-    with pytest.raises(batch_intake.BatchTooLarge, match="100 bytes"):
+    monkeypatch.setattr(intake, "MAX_BYTES", 100)
+    with pytest.raises(intake.BatchTooLarge, match="100 bytes"):
         problems(line(1))
 
 
@@ -593,7 +593,7 @@ async def test_memory_is_flat(tmp_path: Path) -> None:
     with journal_at(tmp_path / "j.sqlite3") as journal:
         submission = Submission(_COMPILED[0], BatchOwner(name="a", tenants=["*"], roles=["*"]), LOCAL)
         tracemalloc.start()
-        header, _ = await batch_intake.take_in(journal, submission, pieces(), datetime.now(UTC))
+        header, _ = await intake.take_in(journal, submission, pieces(), datetime.now(UTC))
         taken = tracemalloc.get_traced_memory()[1]
         claimed = 0
         while found := journal.claim("w", 500, [SOURCE], QUICK):

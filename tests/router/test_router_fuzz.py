@@ -26,8 +26,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from bundlectl.actions.listening import configured
-from bundlectl.router.batch_http import BatchApi
-from bundlectl.router.batch_journal import Journal
+from bundlectl.router.batch.http import BatchApi
+from bundlectl.router.batch.journal import Journal
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.router import Router
 from bundlectl.router.server import Served, Server

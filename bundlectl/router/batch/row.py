@@ -16,7 +16,7 @@ from bundlectl.model.batch import BatchHeader, BatchOwner, BatchResult, RowState
 from bundlectl.model.contract import Request
 from bundlectl.model.errors import BackendUnavailable, BundlectlError
 from bundlectl.router.assemble import Compiled
-from bundlectl.router.batch_book import unanswered
+from bundlectl.router.batch.book import unanswered
 from bundlectl.router.contract import ContractError
 from bundlectl.router.identity import LOCAL, Identity, KnownIdentities
 from bundlectl.router.record import STATUS, Outcome

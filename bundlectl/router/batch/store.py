@@ -31,8 +31,8 @@ from pydantic_core import from_json, to_json
 
 from bundlectl.model.batch import Batch, BatchCounts, BatchHeader, BatchResult
 from bundlectl.model.errors import BackendUnavailable, VerificationFailed
-from bundlectl.router.batch_book import BatchMissing, KeyTaken, NewRow
-from bundlectl.router.batch_queue import Queue
+from bundlectl.router.batch.book import BatchMissing, KeyTaken, NewRow
+from bundlectl.router.batch.queue import Queue
 from bundlectl.router.router import random_ids
 from bundlectl.storage.store import AlreadyThere, KeyMissing, OutcomeUnknown, Store
 

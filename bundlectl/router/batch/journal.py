@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from bundlectl.model.batch import Batch, BatchCounts, BatchHeader, BatchResult, RowState
 from bundlectl.model.errors import BackendUnavailable
-from bundlectl.router.batch_book import KEEP, BatchMissing, KeyTaken, NewRow, Settings, unanswered
+from bundlectl.router.batch.book import KEEP, BatchMissing, KeyTaken, NewRow, Settings, unanswered
 from bundlectl.router.batch_sqlite import JournalFile
 from bundlectl.router.router import random_ids
 

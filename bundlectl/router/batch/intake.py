@@ -16,7 +16,7 @@ from bundlectl.model.batch import BatchHeader, BatchOwner, BatchRequest
 from bundlectl.model.canonical import parse_json
 from bundlectl.model.errors import UsageError, VerificationFailed
 from bundlectl.router.assemble import Compiled
-from bundlectl.router.batch_book import WINDOW, BadRows, Book, NewRow, batch_id
+from bundlectl.router.batch.book import WINDOW, BadRows, Book, NewRow, batch_id
 from bundlectl.router.contract import ContractError, check_contract
 from bundlectl.router.identity import Identity
 

@@ -31,9 +31,9 @@ from starlette.routing import Route
 from bundlectl.model.batch import Batch, BatchHeader, BatchOwner
 from bundlectl.model.errors import BackendUnavailable, BundlectlError
 from bundlectl.router.assemble import Compiled
-from bundlectl.router.batch_book import BadRows, BatchMissing, Book, KeyTaken, NotFinished
-from bundlectl.router.batch_intake import MAX_BYTES, BatchTooLarge, Submission, take_in
-from bundlectl.router.batch_openapi import LINES, PATH, openapi_paths
+from bundlectl.router.batch.book import BadRows, BatchMissing, Book, KeyTaken, NotFinished
+from bundlectl.router.batch.intake import MAX_BYTES, BatchTooLarge, Submission, take_in
+from bundlectl.router.batch.openapi import LINES, PATH, openapi_paths
 from bundlectl.router.identity import Identity
 
 SILENCE: Final = 30.0

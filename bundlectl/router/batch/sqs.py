@@ -18,11 +18,11 @@ from typing import Final, TypeVar
 
 from bundlectl.model.batch import BatchHeader, BatchResult
 from bundlectl.model.errors import BackendUnavailable
-from bundlectl.router.batch_book import BatchMissing, NewRow, Settings
-from bundlectl.router.batch_queue import AT_ONCE, Message
-from bundlectl.router.batch_row import Answering, Row, ask
-from bundlectl.router.batch_store import Named, StoreBook, read_message
-from bundlectl.router.batch_workers import Room, backoff
+from bundlectl.router.batch.book import BatchMissing, NewRow, Settings
+from bundlectl.router.batch.queue import AT_ONCE, Message
+from bundlectl.router.batch.row import Answering, Row, ask
+from bundlectl.router.batch.store import Named, StoreBook, read_message
+from bundlectl.router.batch.workers import Room, backoff
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class QueueWorkers:
         look_around: float = LOOK_AROUND,
         stranded: float = STRANDED,
     ) -> None:
-        """Take what is worked on; see :class:`bundlectl.router.batch_workers.LocalWorkers`."""
+        """Take what is worked on; see :class:`bundlectl.router.batch.workers.LocalWorkers`."""
         self._book = book
         self._queue = book.queue
         self._sources: Mapping[tuple[str, str], Answering] = {(one.app, one.environment): one for one in sources}

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Final, TypeVar
 
 from bundlectl.model.errors import BackendUnavailable
-from bundlectl.router.batch_book import Settings
-from bundlectl.router.batch_journal import Journal, LeasedRow, Settled
-from bundlectl.router.batch_row import Answering, Row, ask
+from bundlectl.router.batch.book import Settings
+from bundlectl.router.batch.journal import Journal, LeasedRow, Settled
+from bundlectl.router.batch.row import Answering, Row, ask
 from bundlectl.router.router import random_ids
 
 T = TypeVar("T")
