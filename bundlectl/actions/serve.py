@@ -21,6 +21,7 @@ from bundlectl.actions.locating import locate_to_serve
 from bundlectl.actions.opening import read_pin
 from bundlectl.actions.routing import input_key, receipts_folder
 from bundlectl.actions.sharing import open_redis
+from bundlectl.actions.tracing import begin_telemetry
 from bundlectl.inference.embeddings import open_embedder
 from bundlectl.inference.http import open_session
 from bundlectl.inference.presidio import PresidioProcesses
@@ -129,6 +130,9 @@ async def _serve(
         listening = bind(door.host, door.port)
         stack.callback(listening.close)
         write = _access_log(ctx, door.access_log, stack) if door.access_log is not None else None
+        end_telemetry = begin_telemetry(ctx)
+        if end_telemetry is not None:
+            stack.push_async_callback(asyncio.to_thread, end_telemetry)
         metrics = Metrics()
         served = await follow(ctx, refs, poll, stack, metrics=metrics, redis=redis)
         note = check_bind(door.host, [one.current() for one in served])

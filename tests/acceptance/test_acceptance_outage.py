@@ -33,7 +33,7 @@ class Told:
     degraded: bool
 
 
-def _with_a_model(work: Workspace, fake: FakeModels) -> None:
+def with_a_model(work: Workspace, fake: FakeModels) -> None:
     """Release a bundle to dev that asks a model first, and quotes where it cannot."""
     work.edit("bundle.yaml", "models:\n", "models:\n  large: {provider: openai, model: big}\n")
     work.edit("bundle.yaml", "  select: ", "  complex: {model: large, timeout: 30s, fallback: [fast]}\n  select: ")
@@ -74,7 +74,7 @@ def test_every_server_leaves_a_disabled_model_out_within_one_poll(tmp_path: Path
     with ExitStack() as stack:
         fake = stack.enter_context(fake_models_in_a_thread())
         fake.default = Say('{"answer": "Within 30 days [1].", "citations": [1]}')
-        _with_a_model(work, fake)
+        with_a_model(work, fake)
         servers = [Serving(work, f"{APP}:dev", "--port", "0", "--poll", str(POLL)) for _ in range(REPLICAS)]
         for server in servers:
             stack.callback(_kill, server)
