@@ -58,7 +58,7 @@ class Instruments:
             }
             if attempt.provider_model is not None:
                 of["gen_ai.response.model"] = attempt.provider_model
-            failed = {} if attempt.outcome == "ok" else {"error.type": attempt.outcome}
+            failed: dict[str, str] = {} if attempt.outcome == "ok" else {"error.type": attempt.outcome}
             self._duration.record(attempt.seconds, of | failed)
             for kind, count in (("input", attempt.usage.input_tokens), ("output", attempt.usage.output_tokens)):
                 if count:
