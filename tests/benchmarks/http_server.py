@@ -32,7 +32,7 @@ from bundlectl.router.server import Served, Server
 from tests.benchmarks.answer_in_process import HELD, whole_replies
 from tests.support.answering import bundle_of
 
-PARTS = ("uvloop", "HttpToolsProtocol")
+PARTS = ("uvloop", "Connection")
 
 
 async def bare(url: str, stack: AsyncExitStack) -> Any:
