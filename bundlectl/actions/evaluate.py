@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from bundlectl.actions.baselines import (
@@ -361,9 +362,10 @@ class _Evaluation:
             unfit=undecided,
         )
         result = self._judged(result, report, poolable)
-        given = [*report.cases, *(report.baseline.cases if report.baseline is not None and not stored else [])]
-        cached = sum(1 for row in given if row.cached)
-        oldest = min((row.time for row in given), default=None)
+        cached, oldest = 0, None
+        for row in report.cases if stored else report.rows:
+            cached += row.cached is not None
+            oldest = min(oldest or row.time, row.time)
         early = oldest is not None and oldest < started.replace(microsecond=0)
         if compared is None and look == 1 and not cached and not early:
             return result.model_copy(update={"usd": budget.spent} if budget.spent and not budget.unknown else {})
@@ -402,8 +404,7 @@ class _Evaluation:
 
     def _judged(self, result: EvaluationResult, report: Report, poolable: Sequence[Look]) -> EvaluationResult:
         """Add who judged, how well those agree with people, and what they cost."""
-        every = [*report.cases, *(report.baseline.cases if report.baseline is not None else [])]
-        spent = [row.judging for row in every if row.judging is not None]
+        spent = [row.judging for row in report.rows if row.judging is not None]
         return result.model_copy(
             update={
                 "judging": math.fsum(spent) if spent else None,
@@ -417,9 +418,7 @@ class _Evaluation:
         baseline, beside = self._baseline, report.baseline
         if baseline is None or beside is None:
             return None
-        candidates = [*report.cases, *rows_of(poolable)]
-        others = [*beside.cases, *baseline_rows_of(poolable, beside.bundle, beside.bindings)]
-        found = compare(self._loaded, candidates, others, look=look, unfit=undecided)
+        found = compare(self._loaded, *_both(report, poolable), look=look, unfit=undecided)
         complete = report.complete
         tried = None
         if baseline.since is not None and self._keyring is not None:
@@ -452,11 +451,11 @@ class _Evaluation:
         return self._ctx.registry.attach(self._app, self._bundle.digest, "evaluation", envelope)
 
 
-def _both(report: Report, poolable: Sequence[Look]) -> tuple[list[CaseResult], list[CaseResult]]:
+def _both(report: Report, poolable: Sequence[Look]) -> tuple[Iterable[CaseResult], Iterable[CaseResult]]:
     """Give the rows that count for candidate and baseline, those of earlier looks among them."""
     beside = report.baseline
-    theirs = [*beside.cases, *baseline_rows_of(poolable, beside.bundle, beside.bindings)] if beside else []
-    return [*report.cases, *rows_of(poolable)], theirs
+    theirs = chain(beside.cases, baseline_rows_of(poolable, beside.bundle, beside.bindings)) if beside else ()
+    return chain(report.cases, rows_of(poolable)), theirs
 
 
 def _stopped(budget: Budget) -> str:

@@ -17,7 +17,7 @@ neither. Such a row is missing, and counts as slower and dearer than any. The fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from bundlectl.evaluation.report import CaseResult
@@ -34,13 +34,18 @@ SHOWN: dict[Measured, tuple[Statistic, ...]] = {"latency": ("p50", "p95"), "cost
 _UNIT = {"latency": "s", "cost": "USD"}
 
 
-def measure_run(suite: Suite, rows: Sequence[CaseResult], *, complete: bool = True) -> list[RunMeasure]:
+def measure_run(suite: Suite, rows: Iterable[CaseResult], *, complete: bool = True) -> list[RunMeasure]:
     """Measure what the suite bounds or scores, and judge it; of an incomplete run nothing passes or fails."""
+    wanted = list(_wanted(suite))
+    values: dict[Measured, list[float | None]] = {measure: [] for measure, _, _ in wanted}
+    errors = 0
+    for row in rows if wanted else ():
+        errors += row.error is not None  # such a row has no value
+        for measure, column in values.items():
+            column.append(_value(row, measure))
     found = []
-    for measure, statistic, bound in _wanted(suite):
-        values = [_value(row, measure) for row in rows]
-        errors = sum(value is None and row.error is not None for value, row in zip(values, rows, strict=True))
-        judged = _judged(measure, statistic, bound, values, errors)
+    for measure, statistic, bound in wanted:
+        judged = _judged(measure, statistic, bound, values[measure], errors)
         if bound is not None and not complete:
             judged = judged.model_copy(update={"verdict": "inconclusive", "why": "the run is not complete"})
         found.append(judged)

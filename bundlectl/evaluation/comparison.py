@@ -24,10 +24,11 @@ stand after Holm's correction as well; a claim that does not is taken back to no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bundlectl.evaluation.dataset import tags_of
+from bundlectl.evaluation.fold import Fold
 from bundlectl.evaluation.report import CaseResult
 from bundlectl.evaluation.statistics import (
     LEAST_GROUPS,
@@ -42,7 +43,7 @@ from bundlectl.evaluation.statistics import (
 )
 from bundlectl.evaluation.suite import LoadedSuite, group_of
 from bundlectl.model.attestation import Claim, ComparedScore
-from bundlectl.model.suite import Case, Scorer
+from bundlectl.model.suite import Scorer
 from bundlectl.model.types import Name, Strict
 from bundlectl.model.verdict import Verdict, worst
 
@@ -75,8 +76,8 @@ class Change(Strict):
 
 def compare(
     loaded: LoadedSuite,
-    candidate: Sequence[CaseResult],
-    baseline: Sequence[CaseResult],
+    candidate: Iterable[CaseResult],
+    baseline: Iterable[CaseResult],
     *,
     look: int = 1,
     alpha: float | None = None,
@@ -95,7 +96,7 @@ def compare(
         unfit: judged scorers that may not decide what they gate, and why.
     """
     alpha = look_alpha(look) if alpha is None else alpha
-    sides = _Sides(_by_id(candidate), _by_id(baseline))
+    sides = _Sides(Fold(loaded, candidate), Fold(loaded, baseline))
     found: list[tuple[ComparedScore, float]] = []
     for line in loaded.suite.scorers:
         overall = line.margin if line.margin is not None else (margins or {}).get(line.key)
@@ -122,17 +123,15 @@ def label(score: ComparedScore) -> str:
     return f"{score.scorer} [{score.tag}]" if score.tag is not None else score.scorer
 
 
-def changes(loaded: LoadedSuite, candidate: Sequence[CaseResult], baseline: Sequence[CaseResult]) -> list[Change]:
+def changes(loaded: LoadedSuite, candidate: Iterable[CaseResult], baseline: Iterable[CaseResult]) -> list[Change]:
     """Give every case and scorer whose measured mean differs, the greatest losses first; speed is left out."""
-    sides = _Sides(_by_id(candidate), _by_id(baseline))
+    sides = _Sides(Fold(loaded, candidate), Fold(loaded, baseline))
     found = []
     for case in loaded.cases:
         for line in loaded.suite.scorers:
             if line.name == "latency":
                 continue
-            ours, theirs = (
-                _mean(_values(rows.get(case.id, ()), line.key)) for rows in (sides.candidate, sides.baseline)
-            )
+            ours, theirs = (_mean(rows.values(case.id, line.key)) for rows in (sides.candidate, sides.baseline))
             if ours is not None and theirs is not None and ours != theirs:
                 found.append(Change(case=case.id, scorer=line.key, candidate=ours, baseline=theirs))
     return sorted(found, key=lambda change: change.candidate - change.baseline)
@@ -140,25 +139,11 @@ def changes(loaded: LoadedSuite, candidate: Sequence[CaseResult], baseline: Sequ
 
 # ---------------------------------------------------------------- one scorer
 
-_Rows = Mapping[str, Sequence[CaseResult]]
-
 
 @dataclass(frozen=True)
 class _Sides:
-    candidate: _Rows
-    baseline: _Rows
-
-
-def _by_id(results: Sequence[CaseResult]) -> _Rows:
-    by_id: dict[str, list[CaseResult]] = {}
-    for result in results:
-        by_id.setdefault(result.id, []).append(result)
-    return by_id
-
-
-def _values(rows: Sequence[CaseResult], key: str) -> list[float | None]:
-    """Give the scores of a case's rows, None where one is missing."""
-    return [score.value for row in rows if (score := row.scores.get(key)) is not None]
+    candidate: Fold
+    baseline: Fold
 
 
 def _mean(values: Sequence[float | None], missing: float | None = None) -> float | None:
@@ -168,11 +153,11 @@ def _mean(values: Sequence[float | None], missing: float | None = None) -> float
     return math.fsum(known) / len(known) if known else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Pair:
-    """One case of both sides: scores of its rows, None where one is missing."""
+    """One case of both sides, with its group: scores of its rows, None where one is missing."""
 
-    case: Case
+    group: str
     candidate: list[float | None]
     baseline: list[float | None]
 
@@ -197,9 +182,9 @@ def _score(
         if tag is None or tag in tags_of(case)
         if (
             pair := _Pair(
-                case,
-                _values(sides.candidate.get(case.id, ()), line.key),
-                _values(sides.baseline.get(case.id, ()), line.key),
+                group_of(case),
+                sides.candidate.values(case.id, line.key),
+                sides.baseline.values(case.id, line.key),
             )
         ).candidate
         or pair.baseline
@@ -238,7 +223,7 @@ def _score(
 def _group_means(pairs: Sequence[_Pair], *, candidate: float, baseline: float) -> list[float]:
     groups: dict[str, list[float]] = {}
     for pair in pairs:
-        groups.setdefault(group_of(pair.case), []).append(pair.difference(candidate, baseline))
+        groups.setdefault(pair.group, []).append(pair.difference(candidate, baseline))
     return [math.fsum(values) / len(values) for values in groups.values()]
 
 

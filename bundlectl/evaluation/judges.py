@@ -14,7 +14,7 @@ Otherwise its scores are shown and its gate is inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bundlectl.evaluation.calibration import Calibration, weakness
@@ -51,6 +51,8 @@ def unfit(
         baseline: rows that count for the baseline.
         every: look at those that gate nothing as well.
     """
+    if not any(isinstance(scorer, JudgedScorer) for scorer in scorers.values()):
+        return {}
     ours, theirs = _models(candidate), _models(baseline)
     found: dict[str, str] = {}
     for line in suite.scorers:
@@ -109,10 +111,12 @@ def _models(rows: Iterable[CaseResult]) -> dict[str, set[str]]:
 def identities(
     scorers: Mapping[str, AnyScorer],
     calibrations: Mapping[str, Calibration],
-    candidate: Sequence[CaseResult],
-    baseline: Sequence[CaseResult] = (),
+    candidate: Iterable[CaseResult],
+    baseline: Iterable[CaseResult] = (),
 ) -> list[ScorerIdentity] | None:
     """Give what a signed result says of scorers that ask: who they are, which models judged, how well they agree."""
+    if not any(isinstance(scorer, AwaitedScorer) for scorer in scorers.values()):
+        return None
     ours, theirs = _models(candidate), _models(baseline)
     found = []
     for key, scorer in scorers.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
@@ -126,8 +126,8 @@ def make_report(
         dataset_digest=loaded.dataset_digest,
         bundle=bundle,
         bindings=bindings,
-        complete=is_complete(loaded, results, repeats)
-        and (baseline is None or is_complete(loaded, baseline.cases, baseline_repeats)),
+        complete=is_complete(loaded, {row.row for row in results}, repeats)
+        and (baseline is None or is_complete(loaded, {row.row for row in baseline.cases}, baseline_repeats)),
         cases=results,
         baseline=baseline,
     )
@@ -158,9 +158,8 @@ def _pieces(whole: Report | Beside) -> Iterator[bytes]:
     yield b"}"
 
 
-def is_complete(loaded: LoadedSuite, results: Sequence[CaseResult], repeats: int = 1) -> bool:
-    """Say whether every case of the suite has its results."""
-    if len(results) < len(loaded.cases) * repeats:
-        return False
-    found = {result.row for result in results}
-    return all((case.id, repeat) in found for case in loaded.cases for repeat in range(1, repeats + 1))
+def is_complete(loaded: LoadedSuite, found: Set[Row], repeats: int = 1) -> bool:
+    """Say whether every case of the suite has its rows."""
+    return len(found) >= len(loaded.cases) * repeats and all(
+        (case.id, repeat) in found for case in loaded.cases for repeat in range(1, repeats + 1)
+    )

@@ -29,19 +29,19 @@ a verdict nearer to pass (fail and error are equally far). The mean that is repo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 
 from bundlectl import __version__
 from bundlectl.evaluation.bounds import measure_run
 from bundlectl.evaluation.dataset import tags_of
-from bundlectl.evaluation.report import CaseResult, is_complete
-from bundlectl.evaluation.scorers.score import Score
+from bundlectl.evaluation.fold import Fold, Tally
+from bundlectl.evaluation.report import CaseResult, Row, is_complete
 from bundlectl.evaluation.scorers.table import decides
 from bundlectl.evaluation.suite import LoadedSuite
 from bundlectl.model.attestation import Comparison, EvaluationResult, ScoreSummary
-from bundlectl.model.suite import Scorer, Suite
+from bundlectl.model.suite import Suite
 from bundlectl.model.verdict import Verdict, worst
 
 _SLACK = 1e-9
@@ -87,19 +87,23 @@ def summarise(
     Raises:
         ValueError: a row has two results, or a result belongs to no case of the suite.
     """
-    by_id = _by_id(loaded, results)
-    complete = is_complete(loaded, results, repeats)
+    run = _Run(loaded, results)
+    complete = run.complete(repeats)
     for row in earlier:
+        run.see_snapshots(row)
         if row.error is None:
-            by_id.setdefault(row.id, []).append(row)
-    rows = [row for line in loaded.suite.scorers for row in _rows(line, loaded, by_id, complete)]
-    rows = [_undecided(row, unfit or {}) for row in rows]
-    must_pass = {case_id: _must_pass(case_id, loaded.suite, by_id, unfit or {}) for case_id in loaded.suite.must_pass}
-    measures = measure_run(loaded.suite, [row for found in by_id.values() for row in found], complete=complete)
+            run.count(row)
+    rows = [_undecided(row, unfit or {}) for row in _rows(loaded, run.fold, complete)]
+    must_pass = {
+        case_id: _must_pass(run.must_pass.get(case_id, ()), loaded.suite, unfit or {})
+        for case_id in loaded.suite.must_pass
+    }
+    pooled = chain(results, (row for row in earlier if row.error is None))
+    measures = measure_run(loaded.suite, pooled, complete=complete)
     reasons = [
         *_completeness(loaded, results, repeats, complete),
         *_must_pass_reasons(must_pass, complete),
-        *_index_moved([*results, *earlier]),
+        *_index_moved(run.snapshots),
         *_comparison(loaded, compared, uncompared),
         *_demands_nothing(loaded.suite),
         *((row.verdict, f"{_label(row)}: {row.why}") for row in rows if complete and _counts(row)),
@@ -111,93 +115,109 @@ def summarise(
         suite_digest=loaded.suite_digest,
         dataset_digest=loaded.dataset_digest,
         task=loaded.suite.task,
-        cases=len(by_id),
+        cases=len(run.fold.cases),
         verdict=verdict,
         why=_why(reasons, verdict),
         scores=rows,
         must_pass_failed=[case_id for case_id, (found, _) in must_pass.items() if found in ("fail", "error")],
         complete=complete,
         report=report,
-        snapshots={index: snapshot for result in reversed(results) for index, snapshot in result.snapshots.items()},
+        snapshots=run.searched,
         bindings=bindings,
         tool_version=tool_version,
-        started=min([started, *(result.time for result in results)]),
+        started=min(started, run.oldest or started),
         finished=finished,
         actor=actor,
         repeats=repeats if repeats > 1 else None,
-        flaky=(flaky_cases(loaded, by_id) or None),
+        flaky=(flaky_cases(loaded, run.fold) or None),
         comparison=compared,
         measures=measures or None,
     )
 
 
-def flaky_cases(loaded: LoadedSuite, rows: Mapping[str, Sequence[CaseResult]]) -> list[str]:
+def flaky_cases(loaded: LoadedSuite, rows: Fold) -> list[str]:
     """Name the cases whose rows do not score alike, whatever the scorer; how fast an answer came is not looked at."""
     keys = [line.key for line in loaded.suite.scorers if line.name != "latency"]
     return [
         case.id
-        for case in loaded.cases
-        if any(
-            len(
-                {
-                    score.value
-                    for row in rows.get(case.id, ())
-                    if (score := row.scores.get(key)) and score.value is not None
-                }
-            )
-            > 1
-            for key in keys
-        )
+        for case in (loaded.cases if rows.repeated else ())
+        if any(len({value for value in rows.values(case.id, key) if value is not None}) > 1 for key in keys)
     ]
 
 
-def _by_id(loaded: LoadedSuite, results: Sequence[CaseResult]) -> dict[str, list[CaseResult]]:
-    by_id: dict[str, list[CaseResult]] = {}
-    for result in results:
-        by_id.setdefault(result.id, []).append(result)
-    if len({result.row for result in results}) != len(results):
-        raise ValueError("a case has two results")
-    if strangers := sorted(by_id.keys() - {case.id for case in loaded.cases}):
-        raise ValueError(f"results belong to no case of the suite: {', '.join(strangers)}")
-    return by_id
+class _Run:
+    """What is to be known of a run's rows, from reading them once.
+
+    ``must_pass``: the rows of such cases. ``snapshots``: those that answered, by index; ``searched``: the first of the
+    run's own. ``oldest``: when the first row was measured.
+    """
+
+    def __init__(self, loaded: LoadedSuite, results: Sequence[CaseResult]) -> None:
+        self.fold = Fold(loaded)
+        self.must_pass: dict[str, list[CaseResult]] = {case_id: [] for case_id in loaded.suite.must_pass}
+        self.snapshots: dict[str, set[str]] = {}
+        self.searched: dict[str, str] = {}
+        self.oldest: datetime | None = None
+        self._loaded = loaded
+        self._rows: set[Row] = set()
+        for row in results:
+            self._rows.add(row.row)
+            self.count(row)
+            self.see_snapshots(row)
+            for index, snapshot in row.snapshots.items():
+                self.searched.setdefault(index, snapshot)
+            self.oldest = min(self.oldest or row.time, row.time)
+        if len(self._rows) != len(results):
+            raise ValueError("a case has two results")
+        if strangers := sorted(set(self.fold.cases).difference(case.id for case in loaded.cases)):
+            raise ValueError(f"results belong to no case of the suite: {', '.join(strangers)}")
+
+    def count(self, row: CaseResult) -> None:
+        """Take a row's scores."""
+        self.fold.add(row)
+        if row.id in self.must_pass:
+            self.must_pass[row.id].append(row)
+
+    def see_snapshots(self, row: CaseResult) -> None:
+        """Take what a row searched."""
+        for index, snapshot in row.snapshots.items():
+            self.snapshots.setdefault(index, set()).add(snapshot)
+
+    def complete(self, repeats: int) -> bool:
+        """Say whether every case of the suite has its results; asked before rows of earlier looks are counted."""
+        return is_complete(self._loaded, self._rows, repeats)
 
 
 # ---------------------------------------------------------------- scorers
 
 
-def _rows(
-    line: Scorer, loaded: LoadedSuite, by_id: Mapping[str, Sequence[CaseResult]], complete: bool
-) -> Iterable[ScoreSummary]:
-    """Give the scorer's summary over all cases, then over each tag that has a floor."""
-    for tag, floor in [(None, line.floor), *sorted(line.tags.items())]:
-        scores = [
-            score
-            for case in loaded.cases
-            if tag is None or tag in tags_of(case)
-            for result in by_id.get(case.id, ())
-            if (score := result.scores.get(line.key)) is not None
-        ]
-        yield judge_scores(line.key, tag, floor, scores, loaded.suite, complete=complete)
+def _rows(loaded: LoadedSuite, fold: Fold, complete: bool) -> Iterator[ScoreSummary]:
+    """Give each scorer's summary over all cases, then over each tag that has a floor."""
+    tagged: dict[str, set[str]] = {tag: set() for line in loaded.suite.scorers for tag in line.tags}
+    for case in loaded.cases if tagged else ():
+        for named in tags_of(case) & tagged.keys():
+            tagged[named].add(case.id)
+    for line in loaded.suite.scorers:
+        for tag, floor in [(None, line.floor), *sorted(line.tags.items())]:
+            scores = fold.tally(line.key, None if tag is None else tagged[tag])
+            yield judge_scores(line.key, tag, floor, scores, loaded.suite, complete=complete)
 
 
 def judge_scores(
-    key: str, tag: str | None, floor: float | None, scores: Sequence[Score], suite: Suite, *, complete: bool = True
+    key: str, tag: str | None, floor: float | None, scores: Tally, suite: Suite, *, complete: bool = True
 ) -> ScoreSummary:
     """Judge one scorer's scores by the rule of this module; of an incomplete run nothing passes or fails."""
-    values = [score.value for score in scores if score.value is not None]
-    unmeasured = sum(score.outcome == "unmeasured" for score in scores)
-    errors = sum(score.outcome == "error" for score in scores)
     if complete:
-        verdict, why = _judge(math.fsum(values), len(scores), unmeasured, errors, floor, suite)
+        verdict, why = _judge(scores.total, scores.rows, scores.unmeasured, scores.errors, floor, suite)
     else:
         verdict, why = "inconclusive", "the run is not complete"
     return ScoreSummary(
         scorer=key,
         tag=tag,
-        mean=math.fsum(values) / len(values) if values else None,
-        measured=len(values),
-        unmeasured=unmeasured,
-        errors=errors,
+        mean=scores.total / scores.measured if scores.measured else None,
+        measured=scores.measured,
+        unmeasured=scores.unmeasured,
+        errors=scores.errors,
         floor=floor,
         verdict=verdict,
         why=why,
@@ -256,10 +276,7 @@ def _label(row: ScoreSummary) -> str:
 Reason = tuple[Verdict, str]
 
 
-def _must_pass(
-    case_id: str, suite: Suite, by_id: Mapping[str, Sequence[CaseResult]], unfit: Mapping[str, str]
-) -> Reason:
-    rows = by_id.get(case_id)
+def _must_pass(rows: Sequence[CaseResult], suite: Suite, unfit: Mapping[str, str]) -> Reason:
     if not rows:
         return "inconclusive", "it was not run"
     found: dict[Verdict, str] = {}
@@ -312,11 +329,7 @@ def _comparison(loaded: LoadedSuite, compared: Comparison | None, uncompared: st
     return []
 
 
-def _index_moved(results: Sequence[CaseResult]) -> list[Reason]:
-    seen: dict[str, set[str]] = {}
-    for result in results:
-        for index, snapshot in result.snapshots.items():
-            seen.setdefault(index, set()).add(snapshot)
+def _index_moved(seen: Mapping[str, set[str]]) -> list[Reason]:
     return [
         ("inconclusive", f"index {index} moved during the run: {len(snapshots)} snapshots answered")
         for index, snapshots in sorted(seen.items())
