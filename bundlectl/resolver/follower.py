@@ -32,6 +32,8 @@ from bundlectl.resolver.trusted import (
 from bundlectl.trust.keyring import VerifiedKeyring, next_keyring
 
 KEYRING_EVERY = timedelta(minutes=10)
+WITNESS_EVERY = timedelta(minutes=1)
+"""How often a witness is asked that does not answer: waiting for it holds up what a poll is for."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Follower:
         self._refused_keyring: tuple[str, ...] = ()
         self._ask_witness = witness
         self._witnessed: Witness | None = None
-        self._unheard = False
+        self._witness_asked: datetime | None = None
+        self._unheard = ""
 
     @property
     def keyring(self) -> VerifiedKeyring:
@@ -165,7 +168,7 @@ class Follower:
             self._chain = keyring_chain(self._registry, self._pin)
             self._keyring = open_chain(self._chain, self._pin)
             self._keyring_asked = self._clock()
-        elif self._keyring_asked is None or not self._fresh(self._keyring_asked):
+        elif not self._fresh(self._keyring_asked, KEYRING_EVERY):
             self._advance()
         else:
             asked = False
@@ -208,13 +211,15 @@ class Follower:
         if self._state is not None and not self._unheard:
             self._ask_witness = None
             return
-        try:
-            self._witnessed = self._ask_witness()
-        except (BackendUnavailable, VerificationFailed) as error:
-            self._unheard = True
-            self._doubts.append(f"Whether an older head was put back is not known: {error.what} {error.why}".strip())
-        else:
-            self._ask_witness = None
+        if not self._unheard or not self._fresh(self._witness_asked, WITNESS_EVERY):
+            try:
+                self._witnessed = self._ask_witness()
+                self._ask_witness, self._unheard = None, ""
+            except (BackendUnavailable, VerificationFailed) as error:
+                self._unheard = f"Whether an older head was put back is not known: {error.what} {error.why}".strip()
+            self._witness_asked = self._clock()
+        if self._unheard:
+            self._doubts.append(self._unheard)
 
     def _compare_with_witness(self) -> None:
         state = self._state
@@ -254,9 +259,9 @@ class Follower:
             if problem is not None:
                 self._doubts.append(problem)
 
-    def _fresh(self, asked: datetime) -> bool:
+    def _fresh(self, asked: datetime | None, for_: timedelta) -> bool:
         # A clock that was set back must not keep a block from being heard of.
-        return timedelta(0) <= self._clock() - asked < KEYRING_EVERY
+        return asked is not None and timedelta(0) <= self._clock() - asked < for_
 
     # ------------------------------------------------------------ judging
 

@@ -432,6 +432,7 @@ async def test_a_witness_that_cannot_be_asked_is_an_alarm_and_stops_nothing(plac
     await resolver.start()
     try:
         assert "not known" in resolver.status.alarms[0]
+        place.world.tick(minutes=1)
         await resolver.poll_now()
         assert resolver.status.alarms == ()
         await resolver.poll_now()

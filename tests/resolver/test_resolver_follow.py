@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ class Rig:
         self.prepared.append(bundle.ref.serial)
         return bundle.ref.serial, bundle.bundle.digest
 
-    def resolver(self, *, pin: str | None = None, poll: float = 3600.0) -> Resolver[Compiled]:
+    def resolver(
+        self, *, pin: str | None = None, poll: float = 3600.0, witness: Callable[[], None] | None = None
+    ) -> Resolver[Compiled]:
         return Resolver(
             self.registry,
             "support",
@@ -53,6 +56,7 @@ class Rig:
             poll=poll,
             clock=self.world.now,
             on_event=self.events.append,
+            witness=witness,
         )
 
     def kinds(self) -> list[str]:
@@ -255,6 +259,29 @@ async def test_a_block_that_was_heard_before_the_registry_went_away_is_kept(
     rig.down = True
     with pytest.raises((BackendUnavailable, Blocked)):
         await rig.resolver().start()
+
+
+async def test_a_witness_that_is_away_does_not_make_every_poll_wait_for_it(rig: Rig) -> None:
+    """Asking it takes half a minute while it hangs, and a rollback is to reach everybody within one poll."""
+    asked: list[str] = []
+
+    def away() -> None:
+        asked.append("asked")
+        raise BackendUnavailable("Parameter Store is away.")
+
+    resolver = rig.resolver(witness=away)
+    await resolver.start()
+    for _ in range(5):
+        at = rig.world.tick(seconds=5)
+        rig.world.promote("prod", rig.world.bundle("v2"))
+        rig.world.clock = at
+        await resolver.poll_now()
+        assert "not known" in resolver.status.alarms[0], "and it is said all the while"
+    assert (len(asked), resolver.current()[0]) == (1, 6)
+    rig.world.tick(minutes=1)
+    await resolver.poll_now()
+    assert len(asked) == 2
+    await resolver.stop()
 
 
 async def test_a_blocked_bundle_is_not_served_from_disk_either(rig: Rig) -> None:
