@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,6 +16,7 @@ import uvicorn
 
 from bundlectl.actions.batching import BatchPlace, open_batches
 from bundlectl.actions.context import Context
+from bundlectl.actions.frozen import Asgi, Frozen
 from bundlectl.actions.listening import Graceful, address_of, bind, configured, run
 from bundlectl.actions.locating import locate_to_serve
 from bundlectl.actions.opening import read_pin
@@ -59,12 +60,16 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Door:
-    """Where the server listens, whom it lets in at once, and where a line for each response goes."""
+    """Where the server listens, whom it lets in at once, and where a line for each response goes.
+
+    ``frozen``: the process is, between requests.
+    """
 
     host: str
     port: int
     crowd: Crowd
     access_log: Path | None
+    frozen: bool
 
 
 def serve(
@@ -78,6 +83,7 @@ def serve(
     access_log: Path | None = None,
     batches: BatchPlace | None = None,
     redis: str | None = None,
+    flush_receipts: bool = False,
 ) -> None:
     """Serve environments until SIGINT or SIGTERM.
 
@@ -95,13 +101,15 @@ def serve(
         batches: where batches are kept, and how many of their rows are worked on here at once.
         redis: where limits and kept answers are shared with other servers; by default what ``BUNDLECTL_REDIS``
             names, else nowhere.
+        flush_receipts: bring receipts to the disk before an answer ends, and look at the registry before a request
+            that comes after polls were missed: for a process that is frozen between requests.
 
     Raises:
         UsageError: the host is not loopback and no identities are configured.
         BackendUnavailable: the registry is away and nothing was kept; or the port is taken.
         VerificationFailed: what is live does not verify and nothing was kept.
     """
-    door = Door(host, port, crowd or Crowd(), access_log)
+    door = Door(host, port, crowd or Crowd(), access_log, flush_receipts)
     run(_serve(ctx, followed(environments), door, poll, batches or BatchPlace(), redis))
 
 
@@ -134,14 +142,17 @@ async def _serve(
         if end_telemetry is not None:
             stack.push_async_callback(asyncio.to_thread, end_telemetry)
         metrics = Metrics()
-        served = await follow(ctx, refs, poll, stack, metrics=metrics, redis=redis)
+        begun = Begun()
+        served = await follow(ctx, refs, poll, stack, metrics=metrics, redis=redis, begun=begun)
         note = check_bind(door.host, [one.current() for one in served])
         if note is not None:
             ctx.reporter.warn(note)
         turns = Turns(door.crowd.at_once, door.crowd.waiting)
         # While anybody waits for a turn, no row of a batch begins.
         working = await open_batches(ctx, batches, served, stack, admits=lambda: not turns.queued)
-        app = Server(served, turns=turns, metrics=metrics, batches=working.api)
+        app: Asgi = Server(served, turns=turns, metrics=metrics, batches=working.api)
+        if door.frozen:
+            app = Frozen(app, begun.logs, begun.resolvers, poll, ctx.clock, ctx.reporter.warn)
         config = configured(app if write is None else AccessLog(app, write))
         await _listen(ctx, Graceful(config, on_exit=working.end), listening, served)
 
@@ -177,6 +188,14 @@ def _access_log(ctx: Context, file: Path, stack: AsyncExitStack) -> Callable[[by
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What runs for the environments that are followed."""
+
+    logs: list[ReceiptLog] = field(default_factory=list)
+    resolvers: list[Resolver[Compiled]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class _Following:
     """What all environments of a process share."""
 
@@ -189,6 +208,7 @@ class _Following:
     link: RedisLink | None
     poll: float
     metrics: Metrics
+    begun: Begun
 
 
 async def follow(
@@ -199,10 +219,11 @@ async def follow(
     *,
     metrics: Metrics | None = None,
     redis: str | None = None,
+    begun: Begun | None = None,
 ) -> list[Served]:
     """Start following environments, and give what answers for them until the stack is left.
 
-    Their receipts are counted in ``metrics``.
+    Their receipts are counted in ``metrics``; ``begun`` is told what was begun for them.
     """
     link = await asyncio.to_thread(open_redis, ctx, redis, ctx.reporter.warn)
     if link is not None:
@@ -217,7 +238,9 @@ async def follow(
     presidio = await stack.enter_async_context(PresidioProcesses())
     key_sets = KeySets(session, ctx.reporter.warn)
     stack.push_async_callback(key_sets.close)
-    following = _Following(ctx, registry, pin, session, presidio, key_sets, link, poll, metrics or Metrics())
+    following = _Following(
+        ctx, registry, pin, session, presidio, key_sets, link, poll, metrics or Metrics(), begun or Begun()
+    )
     return [await _follow(following, ref, stack) for ref in refs]
 
 
@@ -227,6 +250,7 @@ async def _follow(following: _Following, ref: EnvironmentReference, stack: Async
     log = ReceiptLog(receipts_folder(ctx, ref.app), on_loss=ctx.reporter.warn)
     stack.callback(log.close)
     metrics.logs.append(log)
+    following.begun.logs.append(log)
     cache = ctx.workspace / "cache"
     resolver: Resolver[Compiled]
     indexes = Indexes(
@@ -264,6 +288,7 @@ async def _follow(following: _Following, ref: EnvironmentReference, stack: Async
     )
     await resolver.start()
     stack.push_async_callback(resolver.stop)
+    following.begun.resolvers.append(resolver)
 
     def warn(what: str) -> None:
         ctx.reporter.warn(f"{format_time(ctx.clock())} {ref}: {what}")

@@ -117,6 +117,16 @@ def register(app: typer.Typer) -> None:
         queue: QueueOption = None,
         store: StoreOption = None,
         redis: RedisOption = None,
+        flush_receipts: Annotated[
+            bool,
+            typer.Option(
+                "--flush-receipts",
+                envvar="BUNDLECTL_FLUSH",
+                help="For a process that is frozen between requests, as on AWS Lambda: receipts are on the disk before "
+                "an answer ends, and missed polls are made up for before the next one.",
+                show_envvar=True,
+            ),
+        ] = False,
     ) -> None:
         """Follow environments and answer over HTTP until told to stop.
 
@@ -140,6 +150,7 @@ def register(app: typer.Typer) -> None:
             access_log=access_log,
             batches=BatchPlace(queue, store, concurrency),
             redis=redis,
+            flush_receipts=flush_receipts,
         )
 
     @verb(

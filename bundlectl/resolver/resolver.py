@@ -133,6 +133,7 @@ class Resolver(Generic[T]):
         )
         self._executor: ThreadPoolExecutor | None = None
         self._task: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
 
     def current(self) -> T:
         """Give what serves; a plain read.
@@ -219,6 +220,11 @@ class Resolver(Generic[T]):
                 self._fail(f"A defect, not a refusal: {type(defect).__name__}: {defect}")
 
     async def _look(self) -> BundlectlError | None:
+        """Look once, and never twice at the same time: an older release must not be ready after a newer one."""
+        async with self._looking:
+            return await self._take_step()
+
+    async def _take_step(self) -> BundlectlError | None:
         """Take one step and act on it; give why head was not followed."""
         step = await self._in_thread(self._follower.step)
         self._judge(step)
