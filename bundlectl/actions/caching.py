@@ -43,9 +43,17 @@ def open_cache(ctx: Context) -> EvaluationCache:
 
 
 def ingredients_of(
-    ctx: Context, bundle: Bundle, bindings: Bindings, compiled: Compiled, *, actor: str, look: int, beside: str | None
+    ctx: Context,
+    bundle: Bundle,
+    bindings: Bindings,
+    compiled: Compiled,
+    *,
+    actor: str,
+    look: int,
+    suite: str | None,
+    beside: str | None,
 ) -> Ingredients:
-    """Gather what answers of a bundle depend on; ``actor`` and ``look`` say for whom and which look they are."""
+    """Gather what answers of a bundle depend on; ``actor``, ``look`` and ``suite`` say whose look they are for."""
     return Ingredients(
         components={name: found for name, found in compiled.components.items() if name not in WITHOUT},
         bindings=bindings.form(),
@@ -54,6 +62,7 @@ def ingredients_of(
         prices=compiled.prices.name,
         actor=actor,
         look=look,
+        suite=suite,
         beside=beside,
     )
 

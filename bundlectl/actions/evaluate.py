@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -241,21 +242,24 @@ class _Evaluation:
 
     def _journals(self, *, measure_baseline: bool) -> list[Journal]:
         ours, beside = self._bundle.digest, None
-        judges = judges_digest(self._loaded.suite, self._judges)
+        asked = functools.partial(
+            journal_key,
+            self._loaded,
+            judges=judges_digest(self._loaded.suite, self._judges),
+            signed=(self._actor, self._look) if self._signer is not None else None,
+        )
         keys = []
         if self._baseline is not None and measure_baseline:
             # Rows of a comparison are kept apart from those of a run by itself: they belong beside each other in time.
             beside = self._baseline.bundle.digest
             theirs = f"the baseline of {ours}"
-            keys.append(
-                journal_key(self._loaded, bundle=beside, bindings=self._baseline.bound, beside=theirs, judges=judges)
-            )
-        keys.insert(0, journal_key(self._loaded, bundle=ours, bindings=self._bound, beside=beside, judges=judges))
+            keys.append(asked(bundle=beside, bindings=self._baseline.bound, beside=theirs))
+        keys.insert(0, asked(bundle=ours, bindings=self._bound, beside=beside))
         journals = [Journal(self._ctx.workspace / "journals", key) for key in keys]
         kept = sum(len(journal.finished) for journal in journals)
         if self._settings.fresh:
             for journal in journals:
-                journal.finished.clear()
+                journal.forget()
         elif kept:
             total = len(self._loaded.chosen) * self._repeats * len(journals)
             self._ctx.reporter.say(f"going on: {kept} of {total} cases were measured before")
@@ -326,7 +330,16 @@ class _Evaluation:
         if self._baseline is not None:
             which = "candidate" if bundle is self._bundle else "baseline"
             beside = f"{which} of {self._bundle.digest} beside {self._baseline.bundle.digest}"
-        of = ingredients_of(self._ctx, bundle, bindings, compiled, actor=self._actor, look=self._look, beside=beside)
+        of = ingredients_of(
+            self._ctx,
+            bundle,
+            bindings,
+            compiled,
+            actor=self._actor,
+            look=self._look,
+            suite=self._loaded.suite.name if self._signer is not None else None,
+            beside=beside,
+        )
         lines = self._loaded.suite.scorers
         # Answers that were given before take no time. Where time counts, every row of the run has to have its own.
         anew = demands_time(lines) or self._loaded.suite.bounds is not None
@@ -409,8 +422,14 @@ class _Evaluation:
             update={
                 "judging": math.fsum(spent) if spent else None,
                 "scorers": identities(self._scorers, self._loaded.calibrations, *_both(report, poolable)),
+                "skipped": self._skipped(),
             }
         )
+
+    def _skipped(self) -> list[str] | None:
+        """Name the models of the routes that were switched off."""
+        routed = {route.model for route in self._bundle.components.routes.routes.values()}
+        return sorted(routed.intersection(self._bindings.disabled_models)) or None
 
     def _compare(
         self, report: Report, poolable: Sequence[Look], look: int, undecided: Mapping[str, str], *, stored: bool

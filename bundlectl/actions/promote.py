@@ -126,7 +126,7 @@ def promote(
     bindings, bindings_from = _bindings(reference, environment, bindings_file, standing)
     evidence, brought = _evidence(ctx, standing, soaking, bundle.digest)
     target = _rollback_target(ctx, standing, bundle)
-    situation = _situation(ctx, standing, bundle, soaking, evidence, brought, target, confirmed)
+    situation = _situation(ctx, standing, bundle, bindings, soaking, evidence, brought, target, confirmed)
     checks = judge(situation)
     plan = _plan(standing, bundle, bindings, bindings_from, target, checks)
     if expected_plan is not None:
@@ -264,6 +264,7 @@ def _situation(
     ctx: Context,
     standing: Standing,
     bundle: Bundle,
+    bindings: Bindings,
     soaking: Soaking,
     evidence: Sequence[Attested],
     brought: Sequence[Envelope],
@@ -290,6 +291,7 @@ def _situation(
         ),
         head=standing.present.digest if standing.present else None,
         replaces=gates.Replaced(standing.live.release.bundle if standing.live else None),
+        switched_off=bindings.disabled_models,
         confirmed=confirmed,
     )
 

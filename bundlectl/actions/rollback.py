@@ -180,6 +180,7 @@ def _situation(
         bytes_present=True,
         snapshots=pinned_snapshots(bundle),
         replaces=Replaced(standing.live.release.bundle if standing.live else None),
+        switched_off=origin.release.bindings.disabled_models,
         confirmed=confirmed,
         in_history=True,
         origin=Origin(gate=origin.gate, attested=origin.evidence),

@@ -33,6 +33,7 @@ def journal_key(
     snapshots: Mapping[str, str] | None = None,
     beside: str | None = None,
     judges: str | None = None,
+    signed: tuple[str, int] | None = None,
     tool_version: str = __version__,
 ) -> str:
     """Give the digest that names one measurement.
@@ -44,6 +45,8 @@ def journal_key(
         snapshots: the resolved snapshot by index, where a bundle follows one that moves.
         beside: what it is measured beside, in a comparison.
         judges: digest of where the judges are reached that score.
+        signed: who will sign, and which look at the bundle it is: nobody goes on from rows that were looked at
+            unsigned.
         tool_version: the version whose scorers measure.
     """
     return digest(
@@ -51,6 +54,7 @@ def journal_key(
             {
                 **({"beside": beside} if beside is not None else {}),
                 **({"judges": judges} if judges is not None else {}),
+                **({"signed": list(signed)} if signed is not None else {}),
                 "bundle": bundle,
                 "bindings": bindings,
                 "suite": loaded.suite_digest,
@@ -133,6 +137,18 @@ class Journal:
             # What was written of the line must not stand before the next one.
             os.ftruncate(self._descriptor, end)
             raise self._unavailable(error) from error
+
+    def forget(self) -> None:
+        """Begin anew: what an earlier run finished is gone, also for the run after this one.
+
+        Raises:
+            BackendUnavailable: it cannot be written.
+        """
+        try:
+            os.ftruncate(self._descriptor, 0)
+        except OSError as error:
+            raise self._unavailable(error) from error
+        self.finished.clear()
 
     def discard(self) -> None:
         """Delete the journal: its results are kept elsewhere now. The next run measures everything anew."""

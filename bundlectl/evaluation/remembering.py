@@ -59,7 +59,8 @@ class Ingredients:
     ``components``: digests of those that answers come from, by name. ``bindings``: as JSON, endpoints among them.
     ``models``: provider, id and parameters by name. ``addresses``: where models are asked, by route, as far as more
     than bindings says it: the AWS configuration. ``prices``: the price book that costs are by. ``actor``: who will
-    sign; ``look``: the number of that look at the digest. ``beside``: the other bundle of a comparison, and which of
+    sign; ``look``: the number of that look at the digest, by the ``suite`` of that name; None where nobody will sign.
+    ``beside``: the other bundle of a comparison, and which of
     the two this one is.
     """
 
@@ -70,6 +71,7 @@ class Ingredients:
     prices: str
     actor: str
     look: int
+    suite: str | None = None
     beside: str | None = None
     tool_version: str = __version__
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
@@ -126,8 +127,8 @@ def make_report(
         dataset_digest=loaded.dataset_digest,
         bundle=bundle,
         bindings=bindings,
-        complete=is_complete(loaded, {row.row for row in results}, repeats)
-        and (baseline is None or is_complete(loaded, {row.row for row in baseline.cases}, baseline_repeats)),
+        complete=is_complete(loaded, turns_of(results), repeats)
+        and (baseline is None or is_complete(loaded, turns_of(baseline.cases), baseline_repeats)),
         cases=results,
         baseline=baseline,
     )
@@ -135,7 +136,9 @@ def make_report(
 
 def report_bytes(report: Report) -> bytes:
     """Give the canonical JSON that is stored."""
-    return b"".join(_pieces(report))
+    whole = io.BytesIO()  # joined, they would be there twice
+    whole.writelines(_pieces(report))
+    return whole.getvalue()
 
 
 def report_digest(report: Report) -> str:
@@ -158,8 +161,16 @@ def _pieces(whole: Report | Beside) -> Iterator[bytes]:
     yield b"}"
 
 
-def is_complete(loaded: LoadedSuite, found: Set[Row], repeats: int = 1) -> bool:
-    """Say whether every case of the suite has its rows."""
-    return len(found) >= len(loaded.cases) * repeats and all(
-        (case.id, repeat) in found for case in loaded.cases for repeat in range(1, repeats + 1)
-    )
+def turns_of(rows: Iterable[CaseResult]) -> dict[str, int]:
+    """Give the repeats that are there of each case, as bits: of the first one bit 1."""
+    found: dict[str, int] = {}
+    for row in rows:
+        case, repeat = row.row
+        found[case] = found.get(case, 0) | 1 << repeat
+    return found
+
+
+def is_complete(loaded: LoadedSuite, turns: Mapping[str, int], repeats: int = 1) -> bool:
+    """Say whether every case of the suite has its rows, and none was chosen for the run."""
+    wanted = sum(1 << repeat for repeat in range(1, repeats + 1))
+    return loaded.whole and all(turns.get(case.id, 0) & wanted == wanted for case in loaded.cases)

@@ -37,7 +37,7 @@ from bundlectl import __version__
 from bundlectl.evaluation.bounds import measure_run
 from bundlectl.evaluation.dataset import tags_of
 from bundlectl.evaluation.fold import Fold, Tally
-from bundlectl.evaluation.report import CaseResult, Row, is_complete
+from bundlectl.evaluation.report import CaseResult, is_complete, turns_of
 from bundlectl.evaluation.scorers.table import decides
 from bundlectl.evaluation.suite import LoadedSuite
 from bundlectl.model.attestation import Comparison, EvaluationResult, ScoreSummary
@@ -159,18 +159,20 @@ class _Run:
         self.searched: dict[str, str] = {}
         self.oldest: datetime | None = None
         self._loaded = loaded
-        self._rows: set[Row] = set()
+        self._turns = turns_of(results)
         for row in results:
-            self._rows.add(row.row)
             self.count(row)
             self.see_snapshots(row)
             for index, snapshot in row.snapshots.items():
                 self.searched.setdefault(index, snapshot)
             self.oldest = min(self.oldest or row.time, row.time)
-        if len(self._rows) != len(results):
+        if sum(turns.bit_count() for turns in self._turns.values()) != len(results):
             raise ValueError("a case has two results")
-        if strangers := sorted(set(self.fold.cases).difference(case.id for case in loaded.cases)):
-            raise ValueError(f"results belong to no case of the suite: {', '.join(strangers)}")
+        strangers = dict.fromkeys(self._turns)
+        for case in loaded.cases:
+            strangers.pop(case.id, None)
+        if strangers:
+            raise ValueError(f"results belong to no case of the suite: {', '.join(sorted(strangers))}")
 
     def count(self, row: CaseResult) -> None:
         """Take a row's scores."""
@@ -185,7 +187,7 @@ class _Run:
 
     def complete(self, repeats: int) -> bool:
         """Say whether every case of the suite has its results; asked before rows of earlier looks are counted."""
-        return is_complete(self._loaded, self._rows, repeats)
+        return is_complete(self._loaded, self._turns, repeats)
 
 
 # ---------------------------------------------------------------- scorers
@@ -317,6 +319,8 @@ def _must_pass_reasons(must_pass: Mapping[str, Reason], complete: bool) -> list[
 def _completeness(loaded: LoadedSuite, results: Sequence[CaseResult], repeats: int, complete: bool) -> list[Reason]:
     if complete:
         return []
+    if not loaded.whole and len(loaded.chosen) == len(loaded.cases):
+        return [("inconclusive", "its cases were chosen, if all of them: leave --only out")]
     times = f", {repeats} times each" if repeats > 1 else ""
     return [("inconclusive", f"{len(results)} of {len(loaded.cases) * repeats} cases were run{times}")]
 

@@ -32,7 +32,7 @@ class LoadedSuite:
     ``cases``: those of the suite's splits, in the dataset's order; ``chosen``: those of this run, the same unless
     narrowed by :meth:`only`. ``dataset_digest`` is of the whole dataset, whatever the splits. ``code``: that of the
     suite's own scorers, by their keys, and ``calibrations`` those of its judges, where they were made; the digests of
-    both are part of ``suite_digest``.
+    both are part of ``suite_digest``. ``narrowed``: the cases of the run were named one by one, all of them or not.
     """
 
     suite: Suite
@@ -43,6 +43,7 @@ class LoadedSuite:
     folder: Path
     code: Mapping[str, OwnCode] = field(default_factory=dict)
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    narrowed: bool = False
 
     @property
     def gates(self) -> tuple[tuple[Scorer, str | None, float], ...]:
@@ -66,8 +67,8 @@ class LoadedSuite:
 
     @property
     def whole(self) -> bool:
-        """Whether the run is to cover every case."""
-        return len(self.chosen) == len(self.cases)
+        """Whether the run is the suite's and no choice from it."""
+        return not self.narrowed
 
     def only(self, patterns: Sequence[str]) -> LoadedSuite:
         """Narrow the run to cases whose id is one of the patterns (or matches: ``*``, ``?``), or that have it as a tag.
@@ -90,7 +91,7 @@ class LoadedSuite:
                     fix=suggest(pattern, [name for case in self.cases for name in (case.id, *sorted(tags_of(case)))]),
                 )
             wanted |= found
-        return replace(self, chosen=Picked(self.cases, sorted(wanted)))
+        return replace(self, chosen=Picked(self.cases, sorted(wanted)), narrowed=True)
 
 
 def read_suite(path: Path) -> LoadedSuite:

@@ -247,7 +247,8 @@ class EvaluationResult(Strict):
     row that was asked for it was measured (those of a stored baseline are as old as the baseline's own result);
     ``usd`` spent; ``comparison``.
 
-    ``measures``: latency and cost over the run; absent where the suite neither bounds nor scores them.
+    ``measures``: latency and cost over the run; absent where the suite neither bounds nor scores them. ``skipped``:
+    models of the bundle's routes that the bindings switched off, so that nothing is known of their answers.
     """
 
     suite: Name
@@ -278,3 +279,4 @@ class EvaluationResult(Strict):
     measures: list[RunMeasure] | None = None
     judging: float | None = None
     scorers: list[ScorerIdentity] | None = None
+    skipped: list[Name] | None = None

@@ -34,7 +34,7 @@ def judge_exam(situation: Situation, requirement: EvaluationRequirement) -> list
     usable = [item for item in situation.attested if blocked_reason(item, situation.keyring) is None]
     newest = newest_evaluations(requirement, usable, situation.keyring)
     again = f"bundlectl eval {situation.reference} --suite evals/{requirement.suite}.yaml --signer URI"
-    checks = [_age(situation, requirement, newest, again)]
+    checks = [_age(situation, requirement, newest, again), *_models(situation, requirement, newest, again)]
     for scorer, floor in sorted(requirement.floors.items()):
         name = f"floor:{requirement.suite}/{scorer}"
         results = [result for results in newest.values() for result in results]
@@ -222,6 +222,26 @@ def _age(
         f"the newest is {youngest} old and the policy allows {requirement.max_age}."
     )
     return Check(name, "fail", why, again)
+
+
+def _models(
+    situation: Situation,
+    requirement: EvaluationRequirement,
+    newest: Mapping[str, Sequence[EvaluationResult]],
+    again: str,
+) -> list[Check]:
+    """Judge whether a model answers here that an evaluation left out; no check where none was left out."""
+    skipped = {model for results in newest.values() for result in results for model in result.skipped or ()}
+    if not skipped:
+        return []
+    name, place = f"models:{requirement.suite}", f"{situation.app}:{situation.environment}"
+    if situation.switched_off is None:
+        return [Check(name, "inconclusive", f"It is not known which models are switched off in {place}.")]
+    unknown = sorted(skipped.difference(situation.switched_off))
+    if not unknown:
+        return [Check(name, "pass", f"Evaluated without {', '.join(sorted(skipped))}, switched off here as well.")]
+    why = f"It was evaluated without {', '.join(unknown)}, and {place} may ask it."
+    return [Check(name, "inconclusive", why, f"{again} --bindings FILE, or switch it off with disabled_models")]
 
 
 def _floor(result: EvaluationResult, scorer: str, floor: float) -> tuple[Verdict, str]:

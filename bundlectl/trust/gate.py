@@ -6,7 +6,7 @@ A fact that the caller does not know is None and makes its check inconclusive; o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -78,6 +78,8 @@ class Situation:
     """Digest of the head that is live in the environment and would be replaced; None: nothing is live."""
     replaces: Replaced | None = None
     """What is live in the environment now; None: not known."""
+    switched_off: Collection[str] | None = None
+    """Models that the bindings it goes live with switch off."""
     confirmed: str | None = None
     """The environment that the caller confirmed by name (``--confirm``)."""
     in_history: bool | None = None
@@ -97,7 +99,8 @@ def judge(situation: Situation) -> list[Check]:
     ``bytes``, ``blocked``, ``keyring``; what must be signed (``provenance``, ``evaluation:<suite>``,
     ``attestation:<type>``, ``approvals``); ``age:<suite>``, ``floor:<suite>/<scorer>`` and
     ``no-worse:<suite>/<scorer>`` for each evaluation; ``soak``; ``freeze``; ``lint:<rule>``; ``rollback-target``;
-    ``confirm``. Requirements that the gate does not have are left out. What an approver has overridden
+    ``confirm``. Requirements that the gate does not have are left out; after an age comes ``models:<suite>``, where an
+    evaluation left models out. What an approver has overridden
     (``overrides.py``) is a warning that says so.
     """
     return [

@@ -224,7 +224,7 @@ def test_where_the_aws_configuration_sends_questions_is_an_ingredient(shop: Shop
             routes={name: SimpleNamespace(provider=provider) for name, provider in providers.items()},
         )
         bundle = shop.ctx.registry.get_bundle(APP, shop.bundle(CAREFUL).partition("@")[2])
-        return ingredients_of(shop.ctx, bundle, Bindings(), compiled, actor="e", look=1, beside=None)
+        return ingredients_of(shop.ctx, bundle, Bindings(), compiled, actor="e", look=1, suite=None, beside=None)
 
     here = made("https://here/", "eu-central-1")
     assert here.addresses == {"a": "https://here eu-central-1", "b": "https://here eu-central-1"}

@@ -48,6 +48,7 @@ CHANGED = [
     replace(MADE, prices="USD-2"),
     replace(MADE, actor="mallory"),
     replace(MADE, look=2),
+    replace(MADE, suite="s"),
     replace(MADE, beside=OTHER),
     replace(MADE, tool_version="2"),
 ]

@@ -206,3 +206,13 @@ def test_a_policy_decides_nothing_by_a_judge_that_may_not(scorers: list[ScorerId
     result = opened(KEYRING, [evaluation("evaluator-1", scorers=scorers)])
     floor = judge(situation(asks(floors={"hit": 0.5}), attested=[*GOOD[:1], *result], replaces=LIVE))
     assert check(floor, "floor:support/hit").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("switched_off", "verdict"), [(None, UNKNOWN), ([], UNKNOWN), (["spare"], UNKNOWN), (["own", "spare"], PASS)]
+)
+def test_a_model_that_an_evaluation_left_out_may_not_answer(switched_off: list[str] | None, verdict: Verdict) -> None:
+    left_out = opened(KEYRING, [evaluation("evaluator-1", skipped=["own"])])
+    checks = judge(situation(asks(), attested=[*GOOD[:1], *left_out], switched_off=switched_off))
+    assert check(checks, "models:support").verdict == verdict
+    assert "models:support" not in {one.name for one in judge(situation(asks(), switched_off=switched_off))}
