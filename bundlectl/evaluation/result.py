@@ -37,7 +37,7 @@ from bundlectl import __version__
 from bundlectl.evaluation.bounds import measure_run
 from bundlectl.evaluation.dataset import tags_of
 from bundlectl.evaluation.fold import Fold, Tally
-from bundlectl.evaluation.report import CaseResult, is_complete, turns_of
+from bundlectl.evaluation.report import CaseResult, is_complete
 from bundlectl.evaluation.scorers.table import decides
 from bundlectl.evaluation.suite import LoadedSuite
 from bundlectl.model.attestation import Comparison, EvaluationResult, ScoreSummary
@@ -159,8 +159,10 @@ class _Run:
         self.searched: dict[str, str] = {}
         self.oldest: datetime | None = None
         self._loaded = loaded
-        self._turns = turns_of(results)
+        self._turns: dict[str, int] = {}
         for row in results:
+            case, repeat = row.row
+            self._turns[case] = self._turns.get(case, 0) | 1 << repeat
             self.count(row)
             self.see_snapshots(row)
             for index, snapshot in row.snapshots.items():

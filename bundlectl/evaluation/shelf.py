@@ -6,7 +6,7 @@ import os
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar, overload
 
 from bundlectl.model.errors import BackendUnavailable
@@ -87,6 +87,11 @@ class Shelf(_Equal[StrictT], Generic[StrictT]):
             raise _unavailable(error) from error
         return self._kind.model_validate_json(data, by_alias=True, by_name=False)
 
+    def __iter__(self) -> Iterator[StrictT]:
+        yield from self._held
+        for position in range(len(self._held), len(self)):
+            yield self[position]
+
     def _open(self) -> None:
         with tempfile.TemporaryFile() as file:
             self._descriptor = os.dup(file.fileno())
@@ -111,6 +116,9 @@ class Picked(_Equal[ValueT], Generic[ValueT]):
         if isinstance(at, slice):
             return Picked(self._values, self._positions[at])
         return self._values[self._positions[at]]
+
+    def __iter__(self) -> Iterator[ValueT]:
+        return (self._values[position] for position in self._positions)
 
 
 def _unavailable(error: OSError) -> BackendUnavailable:

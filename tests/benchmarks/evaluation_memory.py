@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def peak() -> float:
-    """Give this process's peak in MiB. getrusage would give that of the process that started it, where it was larger."""
+    """Give this process's peak in MiB. getrusage gives that of the process that started it, where it was larger."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:", 1)[1].split()[0]) / 1024
 
