@@ -6,7 +6,7 @@ The gate and every resolver use the same two functions: :func:`open_evidence` fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,6 +214,8 @@ def current_evidence(gate: Gate, attested: Sequence[Attested], keyring: Verified
     """Leave out what no longer speaks: blocked evidence, and results that a newer one of the same evaluator replaced.
 
     A head holds a bounded number of envelopes; :func:`required_evidence` says the same of what is left.
+    Of one result, and of all other statements of one type, so many are left that everyone who signed is heard: a
+    bundle may be built every night, and anyone may attach what is signed once more with other signatures beside it.
     Results of suites and attestations of types that the gate does not ask for are left out too, and overrides,
     of which the promoter adds those that were used.
     """
@@ -226,9 +228,22 @@ def current_evidence(gate: Gate, attested: Sequence[Attested], keyring: Verified
     }
     types = {requirement.type for requirement in gate.attestations or ()}
     wanted = {"provenance": True, "approval": True, "override": False}
-    return [
+    asked = [
         item for item in usable if wanted.get(item.kind, item.predicate_type in types or id(item.predicate) in speaking)
     ]
+    kept = {id(item) for item in _heard_once(asked)}
+    return [item for item in asked if id(item) in kept]
+
+
+def _heard_once(items: Iterable[Attested]) -> Iterator[Attested]:
+    """Leave out what only those signed who were heard on it already; the shortest first, because anyone may pad one."""
+    heard: dict[str, set[str]] = {}
+    for item in sorted(items, key=lambda item: (len(envelope_bytes(item.envelope)), item.digest)):
+        said = item.payload_digest if isinstance(item.predicate, EvaluationResult) else item.predicate_type
+        known = heard.setdefault(said, set())
+        if not item.signers <= known:
+            known |= item.signers
+            yield item
 
 
 def judge_result(result: EvaluationResult) -> tuple[Verdict, str]:

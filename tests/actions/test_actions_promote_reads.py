@@ -5,6 +5,7 @@ To read less must decide nothing else: what lies beside the bundle counts, newes
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from bundlectl.actions.gc import gc
 from bundlectl.actions.promote import Promoted, promote
 from bundlectl.actions.retaining import Retention
+from bundlectl.model.attestation import EnvelopeSignature
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.errors import Conflict, GateNotPassed, VerificationFailed
 from bundlectl.model.keyring import Soak
@@ -95,6 +97,22 @@ def test_damaged_evidence_is_refused_where_it_is_read(ceremony: Ceremony) -> Non
     ceremony.world.store.swap(key, b"{}", ceremony.world.store.get(key).tag)
     with pytest.raises(VerificationFailed, match="other bytes"):
         release(ceremony, f"{APP}@{bundle.digest}")
+
+
+@pytest.mark.parametrize("kind", ["provenance", "evaluation", "approval"])
+def test_evidence_that_was_respelled_a_hundred_times_does_not_fill_the_head(ceremony: Ceremony, kind: str) -> None:
+    """Anyone who may attach can write the same signed statement anew: with other key ids, with signatures of nobody."""
+    bundle = soaked(ceremony)
+    registry = ceremony.world.registry
+    honest = next(found for name, _, found in registry.attestations(APP, bundle.digest) if name == kind)
+    for n in range(100):
+        junk = [EnvelopeSignature(sig=base64.b64encode(bytes([n, m] * 32)).decode()) for m in range(31)]
+        bare = honest.signatures[0].model_copy(update={"keyid": ""})
+        registry.attach(APP, bundle.digest, kind, honest.model_copy(update={"signatures": [bare, *junk]}))
+    assert release(ceremony, f"{APP}@{bundle.digest}").released is not None
+    head = ceremony.world.head_of("prod")[1]
+    assert len(head.evidence) == 3
+    ceremony.world.verify("prod")
 
 
 def test_marks_are_read_of_what_is_not_live_where_it_is_to_soak(ceremony: Ceremony) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundlectl.model.attestation import APPROVAL, EVALUATION, PAYLOAD_TYPE, RELEASE, Envelope, EvaluationResult
+from bundlectl.model.attestation import (
+    APPROVAL,
+    EVALUATION,
+    PAYLOAD_TYPE,
+    RELEASE,
+    Envelope,
+    EnvelopeSignature,
+    EvaluationResult,
+)
 from bundlectl.model.canonical import digest
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.keyring import Gate, Keyring
@@ -334,6 +343,32 @@ def test_blocked_evidence_counts_nowhere(by: str) -> None:
     # By the statement's digest it stays blocked however it is signed again.
     again = opened(keyring, [seal(payload_of(envelope), PAYLOAD_TYPE, signers("evaluator-2"))])
     assert verdict_of(required_evidence(asks(), again, keyring)) == ("pass" if by == "envelope" else "inconclusive")
+
+
+WHO = st.lists(st.sampled_from(["1", "2", "ben"]), min_size=1, max_size=3, unique=True)
+SAID = st.lists(st.tuples(st.sampled_from(["builder", "approver"]), WHO, st.integers(0, 3)), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(said=SAID, needed=st.integers(1, 2), approvals=st.integers(1, 3), order=st.randoms(use_true_random=False))
+def test_a_head_carries_no_more_than_everyone_who_signed(
+    said: list[Any], needed: int, approvals: int, order: Any
+) -> None:
+    """A bundle that is built and approved again and again; and it says the same as all that is attached."""
+    envelopes = []
+    for role, who, junk in said:
+        names = [f"{role}-{one}" for one in who if (role, one) != ("builder", "ben")]
+        if names:
+            made = (provenance if role == "builder" else approval)(*names)
+            nobody = [EnvelopeSignature(sig=base64.b64encode(bytes([n]) * 64).decode()) for n in range(junk)]
+            envelopes.append(made.model_copy(update={"signatures": [*made.signatures, *nobody]}))
+    order.shuffle(envelopes)
+    found = opened(KEYRING, envelopes)
+    gate = Gate(provenance=needed, approvals=approvals)
+    carried = current_evidence(gate, found, KEYRING)
+    told = [[(c.name, c.verdict, c.why) for c in required_evidence(gate, some, KEYRING)] for some in (found, carried)]
+    assert told[0] == told[1]
+    assert len(carried) <= len({signer for item in found for signer in item.signers})
 
 
 EVALUATORS = st.sampled_from(["evaluator-1", "evaluator-2"])
