@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,16 +40,18 @@ def soaking_in(ctx: Context, standing: Standing, seen: Entry | None) -> Soaking:
     soak = standing.gate.soak
     if soak is None or soak.registry is not None:
         return Soaking({})
-    releases = releases_of(ctx)
+    where = standing.app, soak.environment
+    # As resolvers judge it: what they refuse to serve by now is not live there.
+    judge = functools.partial(current, keyring=standing.keyring, now=standing.now, serving=True)
     try:
         if seen is not None and seen.release.environment == soak.environment:
-            found = current(seen.data, standing.app, soak.environment, standing.keyring, standing.now)
+            found = judge(seen.data, *where)
         else:
-            head = _witnessed_head(ctx, standing.app, soak.environment)
+            head = _witnessed_head(ctx, *where)
             if head is None:
                 return Soaking({})
-            found = current(head.data, standing.app, soak.environment, standing.keyring, standing.now)
-            releases.check_newest(standing.app, soak.environment, head)
+            found = judge(head.data, *where)
+            releases_of(ctx).check_newest(*where, head)
     except VerificationFailed as error:
         ctx.reporter.warn(f"{standing.app}:{soak.environment} does not verify: {error.what}")
         return Soaking(None)

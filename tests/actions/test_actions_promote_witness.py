@@ -7,7 +7,9 @@ what the history held. Nothing that is signed tells then; only the witness does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from bundlectl.actions.context import Silent
 from bundlectl.actions.promote import Promoted, promote
 from bundlectl.model.errors import GateNotPassed
 from bundlectl.model.keyring import Soak
+from bundlectl.model.types import format_time
 from bundlectl.registry import layout
 from bundlectl.registry.located import Located
 from bundlectl.registry.registry import Registry
@@ -119,6 +122,21 @@ def test_a_soak_under_the_head_that_was_witnessed_counts(ceremony: Ceremony, par
     ceremony.later(hours=1)
     done, warnings = release(ceremony, parameters, f"{APP}@{bundle.digest}")
     assert (done.plan.verdict, warnings) == ("pass", [])
+
+
+@pytest.mark.parametrize(("past_expiry", "verdict"), [("serve", "pass"), ("refuse", "inconclusive")])
+def test_what_resolvers_refuse_to_serve_by_now_soaks_no_longer(tmp_path: Path, past_expiry: Any, verdict: str) -> None:
+    """Where nothing witnesses, its expiry is all that ends a head that is held back or put back."""
+    gates = default_gates()
+    staging = gates["staging"].model_copy(update={"expires_after": "1d", "past_expiry": past_expiry})
+    prod = gates["prod"].model_copy(update={"soak": Soak(environment="staging", at_least="1m")})
+    ceremony = Ceremony(tmp_path, gates={**gates, "staging": staging, "prod": prod})
+    bundle = ceremony.world.bundle("v1")
+    ceremony.world.promote("staging", bundle, expires=format_time(ceremony.world.now() + timedelta(days=1)))
+    ceremony.later(days=2)
+    for reference in (f"{APP}@{bundle.digest}", f"{APP}:staging"):
+        plan = promote(ceremony.context(), reference, environment="prod", reason="in a test", plan_only=True).plan
+        assert {check.name: check.verdict for check in plan.checks}["soak"] == verdict
 
 
 def test_a_head_that_was_read_before_its_witness_is_read_again(ceremony: Ceremony, parameters: Parameters) -> None:
