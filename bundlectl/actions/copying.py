@@ -68,9 +68,13 @@ def contexts(ctx: Context, source: str, target: str, pin: str | None) -> tuple[C
     ``pin`` is the source's. ``BUNDLECTL_PIN`` is the target's, as in every command that writes.
     """
     environ = {key: value for key, value in ctx.environ.items() if key != "BUNDLECTL_PIN"}
+    theirs, ours = replace(ctx, registry_url=source), replace(ctx, registry_url=target)
+    locator = theirs.locate().locator if pin is None and theirs.workspace == ours.workspace else None
+    if locator is not None:
+        pin = locator.pin  # the pin that lies in the workspace of both is the target's
     if pin is not None:
         environ["BUNDLECTL_PIN"] = pin
-    return replace(ctx, registry_url=source, environ=environ), replace(ctx, registry_url=target)
+    return replace(theirs, environ=environ), ours
 
 
 def copy(source: Context, target: Context, reference: str) -> Copied:

@@ -50,7 +50,9 @@ def examine_bucket(ctx: Context, *, role: Writer | None, app: str | None, env: s
         pin, named = located.locator.pin, read_pin(ctx)
         same = pin == named
         why = (
-            "Parameter Store and this machine name the same pin" if same else f"Parameter Store says {pin}, not {named}"
+            "Parameter Store's pin is this machine's, or follows from it"
+            if same
+            else f"Parameter Store says {pin}, not {named}"
         )
         fix = f"If the newer one is right: bundlectl registry locate {ctx.registry_url} --registry {located.url}"
         # A keyring that moved on is pinned by a later version: an administrator's choice, not a defect.

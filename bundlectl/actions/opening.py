@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from bundlectl.actions.context import PIN_FILE, Context
@@ -21,7 +22,7 @@ from bundlectl.registry.registry import check_app
 from bundlectl.registry.releases import Entry, Releases
 from bundlectl.registry.witness import check_witness
 from bundlectl.resolver.chain import verify_former
-from bundlectl.resolver.keyrings import first_pin, keyring_chain, open_chain
+from bundlectl.resolver.keyrings import first_pin, keyring_chain, newer_pin, open_chain
 from bundlectl.resolver.trusted import VerifiedRelease, verify_head
 from bundlectl.trust.envelope import parse_envelope
 from bundlectl.trust.keyring import VerifiedKeyring
@@ -38,7 +39,7 @@ def read_pin(ctx: Context) -> str:
 
     Raises:
         UsageError: there is no pin, and first use was not allowed to make one.
-        VerificationFailed: Parameter Store and this machine name different pins.
+        VerificationFailed: neither of the pins of Parameter Store and this machine leads to the other.
     """
     file = pin_file(ctx)
     named = ctx.environ.get("BUNDLECTL_PIN", "").strip()
@@ -46,11 +47,14 @@ def read_pin(ctx: Context) -> str:
         named = file.read_text(encoding="utf-8").strip()
     locator = ctx.locate().locator
     if locator is not None and named not in ("", locator.pin):
-        raise VerificationFailed(
-            f"{ctx.registry_url} names another pin than this machine.",
-            why=f"Parameter Store has {locator.pin}; BUNDLECTL_PIN or {file} has {named}.",
-            fix="Ask whoever keeps the keyring which is right, and correct the other.",
-        )
+        try:
+            return _newer(ctx, named, locator.pin)
+        except VerificationFailed as error:
+            raise VerificationFailed(
+                f"{ctx.registry_url} names another pin than this machine.",
+                why=f"Parameter Store has {locator.pin}; BUNDLECTL_PIN or {file} has {named}. {error.what}",
+                fix="Ask whoever keeps the keyring which is right, and correct the other.",
+            ) from error
     if locator is not None:
         return locator.pin
     if named:
@@ -68,6 +72,19 @@ def read_pin(ctx: Context) -> str:
         if ctx.registry_folder is not None
         else "Get the pin from whoever keeps the keyring; a registry that has none yet: bundlectl keyring init --help",
     )
+
+
+def _newer(ctx: Context, named: str, told: str) -> str:
+    """Give the newer of two pins: keyrings have moved on since one of them was given, and both must be of one line."""
+    for pin in (named, told):
+        known = kept_keyrings(ctx, pin)
+        if known:
+            with suppress(VerificationFailed):
+                return newer_pin(known, named, told)
+    chain = keyring_chain(ctx.registry, named)
+    newer = newer_pin(chain, named, told)
+    keep_keyrings(ctx, newer, chain)
+    return newer
 
 
 def open_trust(ctx: Context) -> VerifiedKeyring:

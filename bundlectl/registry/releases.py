@@ -116,7 +116,7 @@ class Releases:
         raise VerificationFailed(
             f"The head of {app}:{environment} was put back.",
             why=f"It is {at}, and the history holds the release that followed it, {digest(later)}.",
-            fix="Find out who can write to the registry. Then restore the newest head or promote anew.",
+            fix=_put_back(app, environment),
         )
 
     def commit(self, app: str, environment: str, present: HeadState | None, data: bytes) -> HeadState:
@@ -160,7 +160,7 @@ class Releases:
             raise VerificationFailed(
                 f"The head of {app}:{environment} was put back.",
                 why=f"It is {live.place}, and the history holds {places[0]}.",
-                fix="Find out who can write to the registry. Then restore the newest head or promote anew.",
+                fix=_put_back(app, environment),
                 details={"head": live.place.serial, "history": places[0].serial},
             )
         yield live
@@ -356,6 +356,13 @@ class Releases:
 
 def _pair(at: Place) -> tuple[int, int]:
     return at.epoch, at.serial
+
+
+def _put_back(app: str, environment: str) -> str:
+    return (
+        "Find out who can write to the registry. Then restore the newest head (S3 keeps versions of head.json); where "
+        f"Parameter Store names the registry, bundlectl registry repair {app}:{environment} --reason TEXT may do it."
+    )
 
 
 def _gone(app: str, environment: str) -> VerificationFailed:

@@ -45,6 +45,18 @@ def open_chain(chain: list[bytes], pin: str, *, registry_id: str | None = None) 
     return keyring
 
 
+def newer_pin(chain: list[bytes], one: str, other: str) -> str:
+    """Give the newer of two pins, where it follows from the older one.
+
+    Raises:
+        VerificationFailed: one of them is not there, or the newer does not follow from the older.
+    """
+    digests = [_payload_digest(data) for data in chain]
+    older, newer = sorted((one, other), key=lambda pin: digests.index(pin) if pin in digests else -1)
+    open_chain(chain, older)
+    return newer
+
+
 def keyring_chain(registry: Registry, pin: str) -> list[bytes]:
     """Read every keyring of a registry in order; nothing is verified.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,14 +17,16 @@ import pytest
 
 from bundlectl.actions.bind import bind
 from bundlectl.actions.context import Context, Silent
+from bundlectl.actions.copying import contexts
 from bundlectl.actions.locating import locate_to_serve, registry_locate
-from bundlectl.actions.opening import open_trust
+from bundlectl.actions.opening import open_trust, read_pin
 from bundlectl.actions.promote import promote
 from bundlectl.actions.renew import renew
 from bundlectl.actions.repair import repair
 from bundlectl.actions.rollback import rollback
 from bundlectl.actions.status import history, status
 from bundlectl.actions.verify import verify
+from bundlectl.model.canonical import digest
 from bundlectl.model.errors import (
     BackendUnavailable,
     BundlectlError,
@@ -43,6 +46,7 @@ from bundlectl.storage.memory import MemoryStore
 from bundlectl.storage.parallel import in_parallel
 from bundlectl.storage.s3 import S3Store
 from bundlectl.storage.store import Store, open_store
+from bundlectl.trust.envelope import parse_envelope, payload_of
 from bundlectl.trust.signers import Signer
 from tests.support.aws import Fault, Proxy, StandIn, stand_in
 from tests.support.world import World, signer
@@ -179,6 +183,30 @@ def test_the_pins_of_name_and_machine_must_agree(place: Place) -> None:
     place.write({"url": place.url, "pin": place.world.pin, "registry": other}, "")
     with pytest.raises(VerificationFailed, match="another registry"):
         open_trust(place.context())
+
+
+def test_a_pin_that_leads_to_the_other_agrees_with_it(place: Place) -> None:
+    root = World(MemoryStore())
+    data = root.rotate(store=False)
+    place.store.create(keyring_key(2), data)
+    second = digest(payload_of(parse_envelope(data, "keyring 2")))
+    place.write({"url": place.url, "pin": second, "registry": place.world.pin}, "")
+    for _ in ("from the registry", "as it was kept"):
+        assert open_trust(place.context(BUNDLECTL_PIN=place.world.pin)).version == 2
+    place.write({"url": place.url, "pin": place.world.pin, "registry": place.world.pin}, "")
+    assert open_trust(place.context(BUNDLECTL_PIN=second)).version == 2
+    place.store.delete(keyring_key(2))
+    shutil.rmtree(".bundlectl/cache")
+    with pytest.raises(VerificationFailed, match="another pin"):
+        open_trust(place.context(BUNDLECTL_PIN=second))
+
+
+def test_the_pin_beside_a_copy_is_the_target_s(place: Place) -> None:
+    Path(".bundlectl").mkdir(exist_ok=True)
+    other = "sha256:" + "0" * 64
+    Path(".bundlectl/pin").write_text(other + "\n")
+    source, target = contexts(place.context(), place.uri, "s3://elsewhere/registry", None)
+    assert (read_pin(source), read_pin(target)) == (place.world.pin, other)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no json", '{"url": "s3://b/p"}', '{"pin": 1}'])
