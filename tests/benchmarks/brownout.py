@@ -131,8 +131,8 @@ async def _one(client: aiohttp.ClientSession, phase: Phase) -> None:
 
 def brownouts(effort: Effort) -> list[Result]:
     results = []
-    for brownout in BROWNOUTS:
-        phases = asyncio.run(play(brownout, 100.0, (1.0, effort.of(4, 40), 1.0)))
+    for brownout in BROWNOUTS if effort.soak else BROWNOUTS[1:2]:
+        phases = asyncio.run(play(brownout, 100.0, (1.0, effort.of(10, 40), 1.0)))
         during = phases[1]
         note = f"calls of the model, against requests; {during.answered / during.requests:.1%} answered by it, "
         note += f"{during.degraded / during.requests:.1%} degraded, {during.failed} failed; breaker {during.breaker}"
