@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 FAILURES = 5
 OPEN_SECONDS = 10.0
-BUDGET = 10.0
+BUDGET = 8.0
 EARNED = 0.09
 
 
