@@ -116,6 +116,24 @@ def parse_json(data: bytes, *, what: str) -> Any:
     return value
 
 
+def parse_document(data: bytes, *, what: str) -> Any:
+    """Parse a stored document as :func:`parse_json` does; its texts are Unicode.
+
+    JSON can spell half a surrogate pair, which has no UTF-8: whoever wrote such a document anew, or took its digest,
+    would fail in the middle of judging it.
+
+    Raises:
+        VerificationFailed: the bytes are not such JSON.
+    """
+    value = parse_json(data, what=what)
+    if b"\\ud" in data or b"\\uD" in data:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise VerificationFailed(f"{what} holds text that is not Unicode.", why=str(error)) from error
+    return value
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):

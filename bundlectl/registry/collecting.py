@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from bundlectl.model.bundle import Bundle
-from bundlectl.model.canonical import canonical, hex_of, parse_json
+from bundlectl.model.canonical import canonical, hex_of, parse_document
 from bundlectl.model.collecting import GC_MARK_PAYLOAD_TYPE, GcMark, GcState
 from bundlectl.model.errors import Conflict, VerificationFailed
 from bundlectl.model.types import format_time
@@ -50,7 +50,7 @@ def read_marks(store: Store, app: str) -> Marks:
     except KeyMissing:
         return Marks(GcState(), None, None)
     try:
-        state = GcState.model_validate(parse_json(stored.data, what=key))
+        state = GcState.model_validate(parse_document(stored.data, what=key))
     except ValidationError as error:
         raise VerificationFailed(
             f"{key} does not have its form.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from bundlectl.model.attestation import RELEASE, Envelope
-from bundlectl.model.canonical import canonical, parse_json
+from bundlectl.model.canonical import canonical, parse_document
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.release import MAX_HEAD, Head, Release
 from bundlectl.registry.layout import Place
@@ -30,7 +30,7 @@ def parse_head(data: bytes, what: str) -> tuple[Head, Release]:
             f"{what} has {len(data)} bytes; a head has at most {MAX_HEAD}.",
             fix="Name fewer attestations as evidence, or shorten the bindings.",
         )
-    value = parse_json(data, what=what)
+    value = parse_document(data, what=what)
     try:
         head = Head.model_validate(value)
     except ValidationError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from bundlectl.model.attestation import SNAPSHOT_PAYLOAD_TYPE
-from bundlectl.model.canonical import parse_json
+from bundlectl.model.canonical import parse_document
 from bundlectl.model.documents import IndexPointer, Snapshot
 from bundlectl.model.errors import NotFound, VerificationFailed
 from bundlectl.registry.registry import Registry
@@ -75,6 +75,6 @@ def parse_snapshot(data: bytes, snapshot: str) -> Snapshot:
         VerificationFailed: they are no snapshot.
     """
     try:
-        return Snapshot.model_validate(parse_json(data, what=f"snapshot {snapshot}"))
+        return Snapshot.model_validate(parse_document(data, what=f"snapshot {snapshot}"))
     except ValidationError as error:
         raise VerificationFailed(f"{snapshot} is not a snapshot.", why=str(error)) from error

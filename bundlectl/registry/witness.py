@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from bundlectl.model.canonical import canonical, parse_json
+from bundlectl.model.canonical import canonical, parse_document
 from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
 from bundlectl.model.types import STORE_NAME, Digest, Strict
 from bundlectl.registry.layout import Place
@@ -89,7 +89,7 @@ def parse_locator(text: str, registry: str) -> Locator:
     """
     name = locator_name(registry)
     try:
-        return Locator.model_validate(parse_json(text.encode(), what=name))
+        return Locator.model_validate(parse_document(text.encode(), what=name))
     except (ValidationError, BundlectlError) as error:
         raise VerificationFailed(
             f"{name} in Parameter Store does not say where the registry is.",
@@ -105,7 +105,7 @@ def parse_witness(text: str, name: str) -> Witness:
         HeadPutBack: it does not have its form, so that nothing contradicts who put head back.
     """
     try:
-        return Witness.model_validate(parse_json(text.encode(), what=name))
+        return Witness.model_validate(parse_document(text.encode(), what=name))
     except (ValidationError, BundlectlError) as error:
         raise HeadPutBack(
             f"{name} in Parameter Store is no witness.",

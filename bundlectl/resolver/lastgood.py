@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from bundlectl.model.canonical import canonical, digest, parse_json
+from bundlectl.model.canonical import canonical, digest, parse_document
 from bundlectl.model.errors import BackendUnavailable, VerificationFailed
 from bundlectl.model.types import Digest, Strict
 from bundlectl.registry.layout import Place
@@ -118,7 +118,7 @@ def _to_bytes(saved: Saved) -> bytes:
 def _from_bytes(data: bytes, name: str) -> Saved:
     line, _, body = data.partition(b"\n")
     try:
-        header = _Header.model_validate(parse_json(line, what=name))
+        header = _Header.model_validate(parse_document(line, what=name))
     except ValidationError as error:
         raise VerificationFailed(f"{name} does not have its form.", why=str(error), fix=_FIX) from error
     form = header.form()

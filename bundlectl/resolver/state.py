@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from bundlectl.model.canonical import canonical, parse_json
+from bundlectl.model.canonical import canonical, parse_document
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.types import Digest, Strict, Time
 
@@ -37,6 +37,6 @@ class TrustedState(Strict):
             VerificationFailed: it has another form.
         """
         try:
-            return cls.model_validate(parse_json(data, what="the trusted state"))
+            return cls.model_validate(parse_document(data, what="the trusted state"))
         except ValidationError as error:
             raise VerificationFailed("The trusted state does not have its form.", why=str(error)) from error

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from bundlectl.model.attestation import PAYLOAD_TYPE, STATEMENT_TYPE, Envelope, EnvelopeSignature, Statement
-from bundlectl.model.canonical import canonical, hex_of, parse_json
+from bundlectl.model.canonical import canonical, hex_of, parse_document
 from bundlectl.model.errors import UsageError, VerificationFailed
 from bundlectl.model.keyring import KeyringEntry, Oidc
 from bundlectl.model.sigstore import SigstoreInstance
@@ -87,7 +87,7 @@ def parse_envelope(data: bytes, what: str) -> Envelope:
     if len(data) > MAX_ENVELOPE:
         raise VerificationFailed(f"{what} is larger than an envelope may be ({MAX_ENVELOPE} bytes).")
     try:
-        envelope = Envelope.model_validate(parse_json(data, what=what))
+        envelope = Envelope.model_validate(parse_document(data, what=what))
     except ValidationError as error:
         raise VerificationFailed(f"{what} is not a DSSE envelope.", why=brief(error)) from error
     payload_of(envelope)
@@ -201,7 +201,7 @@ def open_document(envelope: Envelope, payload_type: str, model: type[D], what: s
         VerificationFailed: another payload type, no JSON, or another form.
     """
     check_payload_type(envelope, payload_type, what)
-    raw = parse_json(payload_of(envelope), what=what)
+    raw = parse_document(payload_of(envelope), what=what)
     said: tuple[str, ...] = tuple(name for name in ("apiVersion", "kind") if name in model.model_fields)
     if not isinstance(raw, dict) or any(name not in raw for name in said):
         raise VerificationFailed(f"{what} does not say what it is.", why="It has no apiVersion and kind.")
@@ -250,7 +250,7 @@ def open_statement(envelope: Envelope) -> Statement:
         VerificationFailed: another payload type, or no statement v1 with exactly one subject.
     """
     check_payload_type(envelope, PAYLOAD_TYPE, "A statement")
-    raw = parse_json(payload_of(envelope), what="a statement")
+    raw = parse_document(payload_of(envelope), what="a statement")
     # The model has a default for _type; a statement that does not say what it is must not get it.
     if not isinstance(raw, dict) or raw.get("_type") != STATEMENT_TYPE or "type_" in raw:
         raise VerificationFailed("A statement is not an in-toto Statement v1.")

@@ -42,7 +42,14 @@ def check_instances(instances: Sequence[SigstoreInstance], what: str) -> None:
             raise VerificationFailed(f"{what} names {label} {twice[0]!r} twice.")
     for one in instances:
         known = one.trusted_root.get("mediaType") == TRUSTED_ROOT_TYPE
-        if not known or len(canonical(one.trusted_root)) > MAX_TRUSTED_ROOT:
+        try:
+            size = len(canonical(one.trusted_root))
+        except ValueError as error:
+            raise VerificationFailed(
+                f"{what}: the trusted root of the Sigstore instance {one.name!r} holds what has no form.",
+                why=str(error),
+            ) from error
+        if not known or size > MAX_TRUSTED_ROOT:
             raise VerificationFailed(
                 f"{what}: what the Sigstore instance {one.name!r} has as trusted root is none.",
                 why=f"It is a {TRUSTED_ROOT_TYPE} of at most {MAX_TRUSTED_ROOT} bytes.",

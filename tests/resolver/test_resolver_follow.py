@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bundlectl.model.attestation import KEYRING_PAYLOAD_TYPE
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.errors import BackendUnavailable, NotFound, UsageError, VerificationFailed
 from bundlectl.registry.layout import head_key, keyring_key, pack_key
@@ -282,6 +285,39 @@ async def test_a_witness_that_is_away_does_not_make_every_poll_wait_for_it(rig: 
     await resolver.poll_now()
     assert len(asked) == 2
     await resolver.stop()
+
+
+NO_FORM = {"text": "\ud800", "number": 2**70, "infinite": float("1e999")}
+
+
+@pytest.mark.parametrize("what", [*NO_FORM, "identity"])
+async def test_a_next_keyring_of_anybody_that_nothing_can_write_is_refused_and_stops_nothing(
+    rig: Rig, what: str
+) -> None:
+    """Nobody signed it: it must not get so far that judging it breaks, neither while running nor at a start."""
+    document = {**rig.world.keyring.document.form(), "version": 2, "previous": rig.world.keyring.digest}
+    if what == "identity":
+        who = {"owner": "x", "oidc": {"issuer": "\ud800", "subject": "x"}}
+        document["principals"] = {**document["principals"], "x": who}
+    else:
+        root = {"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1", "x": NO_FORM[what]}
+        document["sigstore"] = [{"name": "x", "issuers": ["x"], "trusted_root": root}]
+    data = json.dumps(document).replace("Infinity", "1e999").encode()
+    payload = base64.b64encode(data).decode()
+    forged = {"payload": payload, "payloadType": KEYRING_PAYLOAD_TYPE, "signatures": [{"keyid": "", "sig": "AAAA"}]}
+    resolver = rig.resolver()
+    await resolver.start()
+    rig.world.store.create(keyring_key(2), json.dumps(forged).encode())
+    rig.world.tick(minutes=11)
+    rig.world.promote("prod", rig.world.bundle("v2"))
+    await resolver.poll_now()
+    assert resolver.current()[0] == 2, "what is released is followed all the same"
+    assert "Keyring 2 is refused" in " ".join(resolver.status.alarms)
+    await resolver.stop()
+    again = rig.resolver()
+    await again.start()
+    assert again.current()[0] == 2
+    await again.stop()
 
 
 async def test_a_blocked_bundle_is_not_served_from_disk_either(rig: Rig) -> None:

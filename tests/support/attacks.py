@@ -88,6 +88,14 @@ def arbitrary_bytes_under_a_promoted_digest(world: World) -> None:
 # ---------------------------------------------------------------- rollback, fast-forward, freeze
 
 
+@attack("not Unicode")
+def arbitrary_text_that_is_none_in_a_head(world: World) -> None:
+    """Half a surrogate pair, which JSON can spell and nothing can write again."""
+    form = json.loads(world.head(ENV, world.bundle("evil")))
+    form["release"]["signatures"][0]["keyid"] = "\ud800"
+    put_head(world, json.dumps(form, separators=(",", ":"), sort_keys=True).encode())
+
+
 @attack("an older head was put back")
 def rollback_to_an_older_head(world: World) -> None:
     put_head(world, world.store.get(history_key(APP, ENV, 1, 1)).data)
