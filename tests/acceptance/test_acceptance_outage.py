@@ -17,7 +17,7 @@ from tests.support.fake_models import FakeModels, Say, fake_models_in_a_thread
 from tests.support.workspace import APP, Workspace
 
 POLL = 1.0
-SLACK = 8.0
+SLACK = 20.0
 """Seconds beyond the poll in which a machine with little time to spare verifies and prepares a release."""
 REPLICAS = 3
 

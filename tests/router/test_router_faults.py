@@ -49,7 +49,7 @@ DEADLINES: dict[str, dict[str, Any]] = {
     "patient": {"timeout": "60s"},
     "hasty": {"timeout": "500ms"},
     "first": {"timeout": "60s", "first_token": "400ms"},
-    "between": {"timeout": "60s", "between_tokens": "500ms"},
+    "between": {"timeout": "60s", "between_tokens": "1500ms"},
 }
 PATHS = ("OpenAI", "Bedrock", "SageMaker")
 

@@ -34,7 +34,7 @@ async def fake() -> AsyncIterator[FakeModels]:
 
 
 @contextlib.asynccontextmanager
-async def listening(s: Setting, idle: int = 60) -> AsyncIterator[int]:
+async def listening(s: Setting, idle: int = 60, by: type[Connection] = Hasty) -> AsyncIterator[int]:
     import uvicorn
 
     listener = socket.socket()
@@ -42,7 +42,7 @@ async def listening(s: Setting, idle: int = 60) -> AsyncIterator[int]:
     listener.bind(("127.0.0.1", 0))
     config = configured(Server([Served("support", "prod", lambda: s.compiled, s.router)]))
     assert config.http is Connection and config.timeout_keep_alive > 60
-    config.http, config.timeout_keep_alive, config.timeout_graceful_shutdown = Hasty, idle, 1
+    config.http, config.timeout_keep_alive, config.timeout_graceful_shutdown = by, idle, 1
     server = uvicorn.Server(config)
     task = asyncio.ensure_future(server._serve([listener]))
     while not server.started:
@@ -104,8 +104,11 @@ async def test_nor_is_the_next_one_on_a_connection_that_was_answered(fake: FakeM
 
 
 async def test_a_request_may_take_longer_than_its_head(fake: FakeModels) -> None:
-    fake.delay = Hasty.head_seconds * 1.5
-    async with setting(fake.base_url) as s, listening(s) as port:
+    class Calmer(Connection):
+        head_seconds = 1.2
+
+    fake.delay = 1.6
+    async with setting(fake.base_url, values=_wide()) as s, listening(s, by=Calmer) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         sent = request(task="chat", policy_profile="plain", data_scope=[])  # type: ignore[arg-type]
         writer.write(sent[:30])
