@@ -127,7 +127,8 @@ class Journal:
         Raises:
             BackendUnavailable: it cannot be written, e.g. the disk is full.
         """
-        line = canonical({"key": self.key, "result": result.form()}) + b"\n"
+        form = result.model_dump_json(by_alias=True, exclude_none=True)
+        line = f'{{"key":"{self.key}","result":{form}}}\n'.encode()
         end = os.lseek(self._descriptor, 0, os.SEEK_END)
         try:
             left = memoryview(line)

@@ -161,8 +161,7 @@ class _Run:
         self._loaded = loaded
         self._turns: dict[str, int] = {}
         for row in results:
-            case, repeat = row.row
-            self._turns[case] = self._turns.get(case, 0) | 1 << repeat
+            self._turns[row.id] = self._turns.get(row.id, 0) | 1 << row.row[1]
             self.count(row)
             self.see_snapshots(row)
             for index, snapshot in row.snapshots.items():

@@ -14,13 +14,14 @@ A model that throttles slows the run down: so many rows at once are halved, and 
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
 
+from bundlectl.evaluation.jobs import Done, Job, Jobs
 from bundlectl.evaluation.journal import Journal
 from bundlectl.evaluation.pace import Budget, Pace
 from bundlectl.evaluation.remembering import Memory
@@ -34,10 +35,9 @@ from bundlectl.evaluation.scorers.score import (
     failed,
     measured,
     total,
-    weigh_case,
+    weigh_every,
 )
 from bundlectl.evaluation.scorers.table import make_scorers, paired
-from bundlectl.evaluation.shelf import Picked, Shelf
 from bundlectl.evaluation.suite import LoadedSuite, request_of
 from bundlectl.inference.provider import Passage
 from bundlectl.model.components import Output
@@ -157,49 +157,6 @@ WAIT = 0.02
 """Seconds after which a worker that stands back looks again whether it may go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Rows to ask one after the other: of one side, or of both where their answers are scored beside each other."""
-
-    sides: tuple[int, ...]
-    case: Case
-    repeat: int
-    place: int
-
-
-class _Jobs:
-    """The jobs of a run, each made when its turn comes: there may be a hundred thousand. ``next``: None at the end."""
-
-    def __init__(self, jobs: Iterator[_Job]) -> None:
-        self._jobs = jobs
-        self.next = next(jobs, None)
-
-    def take(self) -> _Job:
-        """Give the next one, while there is one."""
-        if self.next is None:
-            raise IndexError("no job is left")
-        job, self.next = self.next, next(self._jobs, None)
-        return job
-
-
-class _Done:
-    """The rows of one side as they come; ``places`` is how many there will be, in the dataset's order."""
-
-    def __init__(self, places: int) -> None:
-        self._rows = Shelf(CaseResult)
-        self._at = array("q", [-1]) * places
-
-    def put(self, place: int, row: CaseResult) -> None:
-        self._at[place] = self._rows.add(row)
-
-    def __contains__(self, place: int) -> bool:
-        return self._at[place] >= 0
-
-    def in_order(self) -> Sequence[CaseResult]:
-        """Give the rows in the order of their places."""
-        return Picked(self._rows, (at for at in self._at if at >= 0))
-
-
 async def run_sides(
     loaded: LoadedSuite,
     sides: Sequence[Side[Identity]],
@@ -251,7 +208,7 @@ async def run_sides(
         )
         for side, scorers in zip(sides, made, strict=True)
     ]
-    done = [_Done(len(loaded.chosen) * repeats) for _ in sides]
+    done = [Done(len(loaded.chosen) * repeats) for _ in sides]
 
     def places() -> Iterator[tuple[int, Case, int, list[int]]]:
         """Give each place with its case, its repeat and its turns, in the order in which they are asked."""
@@ -260,13 +217,13 @@ async def run_sides(
                 turns = [(turn + position + repeat) % len(sides) for turn in range(len(sides))]
                 yield position * repeats + repeat - 1, case, repeat, turns
 
-    def jobs_left() -> Iterator[_Job]:
+    def jobs_left() -> Iterator[Job]:
         for place, case, repeat, turns in places():
             todo = tuple(number for number in turns if place not in done[number])
             if together and todo:
-                yield _Job(todo, case, repeat, place)
+                yield Job(todo, case, repeat, place)
             else:
-                yield from (_Job((number,), case, repeat, place) for number in todo)
+                yield from (Job((number,), case, repeat, place) for number in todo)
 
     for place, case, repeat, turns in places() if any(side.journal and side.journal.finished for side in sides) else ():
         kept = {
@@ -282,9 +239,9 @@ async def run_sides(
             done[number].put(place, row)
             budget.take(row)
             on_done(row)
-    jobs = _Jobs(jobs_left())
+    jobs = Jobs(jobs_left())
 
-    async def rows_of(job: _Job) -> dict[int, CaseResult]:
+    async def rows_of(job: Job) -> dict[int, CaseResult]:
         asked = {number: await ones[number].ask(job.case, job.repeat) for number in job.sides}
         if not together:
             return {number: await ones[number].score(row) for number, row in asked.items()}
@@ -298,6 +255,8 @@ async def run_sides(
                 await asyncio.sleep(WAIT)
                 continue
             job = jobs.take()
+            # What earlier runs were answered waits for nothing, and Ctrl-C has to get its turn.
+            await asyncio.sleep(0)
             for side, result in (await rows_of(job)).items():
                 journal = sides[side].journal
                 # What the cache gave back for nothing it will give back again.
@@ -307,6 +266,10 @@ async def run_sides(
                 budget.take(result)
                 on_done(result)
 
+    # A full look of the collector at all that is loaded takes as long as an answer, and nobody is asked meanwhile.
+    resting = gc.get_freeze_count() == 0
+    if resting:
+        gc.freeze()
     opened = [scorer for one in ones for scorer in one.scorers.values() if isinstance(scorer, OpenedScorer)]
     workers: list[asyncio.Task[None]] = []
     try:
@@ -319,6 +282,8 @@ async def run_sides(
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await asyncio.gather(*(scorer.close() for scorer in opened), return_exceptions=True)
+        if resting:
+            gc.unfreeze()
     return [rows.in_order() for rows in done]
 
 
@@ -473,8 +438,7 @@ class _One(Generic[Identity]):
             return {key: failed(why) for key, scorer in scorers.items() if scorer.applies(case)}, 0.0
         seconds = asked.attempt.seconds or 0.0
         sample = Sample(case, answered.answer, answered.receipt, seconds, answered.passages, beside)
-        weighed = await asyncio.gather(*(weigh_case(scorer, sample) for scorer in scorers.values()))
-        found = {key: one for key, one in zip(scorers, weighed, strict=True) if one is not None}
+        found = await weigh_every(scorers, sample)
         return {key: one.score for key, one in found.items()}, total([one.usd for one in found.values()])
 
 

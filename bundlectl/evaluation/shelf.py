@@ -77,6 +77,8 @@ class Shelf(_Equal[StrictT], Generic[StrictT]):
     def __getitem__(self, at: int | slice) -> StrictT | Sequence[StrictT]:
         if isinstance(at, slice):
             return Picked(self, range(len(self))[at])
+        if 0 <= at < len(self._held):
+            return self._held[at]
         position = range(len(self))[at]
         if position < len(self._held):
             return self._held[position]

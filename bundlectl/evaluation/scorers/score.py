@@ -8,6 +8,7 @@ or a one, and neither ever helps a verdict.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -159,9 +160,20 @@ def score_case(scorer: Scorer, sample: Sample) -> Score | None:
     return _checked(given)
 
 
+async def weigh_every(scorers: Mapping[str, AnyScorer], sample: Sample) -> dict[str, Weighed]:
+    """Weigh a case by every scorer that applies to it; those that have to be waited for are, together."""
+    # Asking whether it is an AwaitedScorer takes longer than most scores.
+    slow = [key for key, scorer in scorers.items() if hasattr(scorer, "weigh")]
+    found: dict[str, Weighed | None] = {}
+    if slow:
+        found.update(zip(slow, await asyncio.gather(*(weigh_case(scorers[key], sample) for key in slow)), strict=True))
+    every = {key: found[key] if key in found else await weigh_case(scorers[key], sample) for key in scorers}
+    return {key: weighed for key, weighed in every.items() if weighed is not None}
+
+
 async def weigh_case(scorer: AnyScorer, sample: Sample) -> Weighed | None:
     """As :func:`score_case`, for scorers that have to be waited for as well."""
-    if not isinstance(scorer, AwaitedScorer):
+    if not hasattr(scorer, "weigh"):
         score = score_case(scorer, sample)
         return Weighed(score) if score is not None else None
     if not scorer.applies(sample.case):
