@@ -238,6 +238,26 @@ class Patience:
             return self._random.uniform(0.0, min(4.0, 0.1 * 2.0**attempts))
 
 
+def giving_up(failure: Failure, what: str, deadline: float, endpoint: str) -> tuple[str, str]:
+    """Say that a call did not happen by its deadline, as a sentence with a fix: throttled is another thing than away.
+
+    Args:
+        failure: what came last.
+        what: what was not done, such as ``It was not read from …``.
+        deadline: seconds that it was tried for at most.
+        endpoint: the environment variable that names the service's endpoint.
+    """
+    if failure.fate is Fate.BUSY and failure.code != "RequestTimeout":
+        return (
+            f"{what} within {deadline:g} s: AWS throttles it.",
+            "Repeat in a minute, with less at once; if it stays, look at the account's quotas.",
+        )
+    return (
+        f"{what} within {deadline:g} s.",
+        f"Check the network, {endpoint} and the service's health, then repeat.",
+    )
+
+
 def refusal(failure: Failure, action: str, resource: str) -> tuple[str, str]:
     """Say why a call was refused, as a sentence's end and with a fix.
 

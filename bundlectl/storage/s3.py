@@ -30,6 +30,7 @@ from bundlectl.storage.aws import (
     Refused,
     TooLate,
     failure_of,
+    giving_up,
     open_client,
     refusal,
 )
@@ -249,11 +250,8 @@ class S3Store:
                 fix="Read it again: it is as it was, or as it was to be.",
             ) from error
         except GivenUp as error:
-            raise StoreUnavailable(
-                f"{what} within {patience.deadline:g} s.",
-                why=error.failure.why,
-                fix="Check the network, AWS_ENDPOINT_URL_S3 and the service's health, then repeat.",
-            ) from error
+            said, fix = giving_up(error.failure, what, patience.deadline, "AWS_ENDPOINT_URL_S3")
+            raise StoreUnavailable(said, why=error.failure.why, fix=fix) from error
 
     def _refused(self, failure: Failure, action: str, key: str, what: str) -> Exception:
         if failure.code == "NoSuchBucket":

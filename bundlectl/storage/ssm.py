@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from bundlectl.model.errors import BackendUnavailable, UsageError
-from bundlectl.storage.aws import DEADLINE_SECONDS, READ_SECONDS, Patience, Refused, Unanswered, open_client, refusal
+from bundlectl.storage.aws import (
+    DEADLINE_SECONDS,
+    READ_SECONDS,
+    Patience,
+    Refused,
+    Unanswered,
+    giving_up,
+    open_client,
+    refusal,
+)
 from bundlectl.storage.store import StoreUnavailable
 
 Reply = TypeVar("Reply")
@@ -72,8 +81,5 @@ class ParameterStore:
             said, fix = refusal(error.failure, action, f"arn:aws:ssm:*:*:parameter{name}")
             raise StoreUnavailable(f"{what}: {said}.", why=error.failure.why, fix=fix) from error
         except Unanswered as error:
-            raise BackendUnavailable(
-                f"{what} within {self._patience.deadline:g} s.",
-                why=error.failure.why,
-                fix="Check the network, AWS_ENDPOINT_URL_SSM and the service's health, then repeat.",
-            ) from error
+            said, fix = giving_up(error.failure, what, self._patience.deadline, "AWS_ENDPOINT_URL_SSM")
+            raise BackendUnavailable(said, why=error.failure.why, fix=fix) from error

@@ -41,13 +41,17 @@ DEADLINE_SECONDS = 20.0
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 2.0
 
-_AGAIN = frozenset(
+_BUSY = frozenset(
     {
         "ThrottlingException",
         "Throttling",
         "LimitExceededException",
         "RequestLimitExceeded",
         "TooManyRequestsException",
+    }
+)
+_AGAIN = _BUSY | frozenset(
+    {
         "KMSInternalException",
         "KeyUnavailableException",
         "DependencyTimeoutException",
@@ -151,6 +155,8 @@ class KmsSigner:
             told, fix = "does not let us use", "Enable the key, or cancel its deletion; or sign with another."
         elif code in _CREDENTIALS or isinstance(error, NoCredentialsError):
             told, fix = "does not take our credentials for", "Log in again, or look at AWS_PROFILE and the clock."
+        elif code in _BUSY:
+            told, fix = f"throttled us for {self._deadline:g} s at", "Nothing was signed. Try again in a minute."
         elif code in _AGAIN:
             told, fix = f"did not answer within {self._deadline:g} s for", "Nothing was signed. Try again."
         else:

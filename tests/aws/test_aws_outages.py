@@ -39,7 +39,7 @@ from tests.support.world import tiny_bundle
 
 OUTAGES = {
     "denied": (Fault(403, code="AccessDenied"), "s3:GetObject"),
-    "throttled": (Fault(503, code="SlowDown"), "SlowDown"),
+    "throttled": (Fault(503, code="SlowDown"), "throttles it"),
     "down": (Fault("cut_before"), "s3"),
     "slow": (Fault("hold", seconds=1.0), "s3"),
 }
@@ -159,7 +159,7 @@ ASKED = {
     "down": Fault("cut_before"),
     "slow": Fault("hold", seconds=2.0),
 }
-SAID = {"denied": "AccessDenied", "throttled": "Throttling", "down": "Connection", "slow": "ReadTimeout"}
+SAID = {"denied": "AccessDenied", "throttled": "throttle", "down": "Connection", "slow": "ReadTimeout"}
 NAME = "ssm:/bundlectl/outages"
 
 
