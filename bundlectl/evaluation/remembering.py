@@ -234,5 +234,7 @@ def _mark(key: str, value: bytes) -> str:
 
 def _digest(value: Any) -> str:
     # JSON of a model may hold numbers that have no canonical form, so this is a digest of plain sorted JSON.
-    data = json.dumps(value, default=dict, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return digest(data.encode("utf-8", "surrogatepass"))
+    return digest(_WRITER.encode(value).encode("utf-8", "surrogatepass"))
+
+
+_WRITER = json.JSONEncoder(default=dict, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -28,9 +28,10 @@ def canonical(value: Any) -> bytes:
         plain = _plain(value)
     except _Special:
         return rfc8785.dumps(value)
-    return json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    return _WRITER.encode(plain).encode()
 
 
+_WRITER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 _MOST = 2**53 - 1
 
 
