@@ -38,14 +38,15 @@ def measure_run(suite: Suite, rows: Iterable[CaseResult], *, complete: bool = Tr
     """Measure what the suite bounds or scores, and judge it; of an incomplete run nothing passes or fails."""
     wanted = list(_wanted(suite))
     values: dict[Measured, list[float | None]] = {measure: [] for measure, _, _ in wanted}
-    errors = 0
+    errors, cached = 0, False
     for row in rows if wanted else ():
         errors += row.error is not None  # such a row has no value
+        cached = cached or bool(row.cached)
         for measure, column in values.items():
             column.append(_value(row, measure))
     found = []
     for measure, statistic, bound in wanted:
-        judged = _judged(measure, statistic, bound, values[measure], errors)
+        judged = _judged(measure, statistic, bound, values[measure], errors, cached)
         if bound is not None and not complete:
             judged = judged.model_copy(update={"verdict": "inconclusive", "why": "the run is not complete"})
         found.append(judged)
@@ -79,11 +80,16 @@ def _value(row: CaseResult, measure: Measured) -> float | None:
 
 
 def _judged(
-    measure: Measured, statistic: Statistic, bound: float | None, values: Sequence[float | None], errors: int
+    measure: Measured,
+    statistic: Statistic,
+    bound: float | None,
+    values: Sequence[float | None],
+    errors: int,
+    cached: bool,
 ) -> RunMeasure:
     missing = sum(value is None for value in values)
     worst = _compute(statistic, [math.inf if value is None else value for value in values])
-    verdict, why = _verdict(measure, statistic, bound, values, worst, errors)
+    verdict, why = _verdict(measure, statistic, bound, values, worst, errors, cached)
     return RunMeasure(
         measure=measure,
         statistic=statistic,
@@ -103,6 +109,7 @@ def _verdict(
     values: Sequence[float | None],
     worst: float | None,
     errors: int,
+    cached: bool,
 ) -> tuple[Verdict, str]:
     if bound is None:
         return "pass", "reported; it has no bound"
@@ -119,7 +126,10 @@ def _verdict(
     why = f"{statistic} may be over the bound {bound:g} {unit}: {missing} of {len(values)} rows are missing"
     if errors:
         return "error", f"{why}, {errors} of them errors"
-    return "inconclusive", f"{why}; answers that an earlier run was given tell nothing: --no-cache"
+    if cached:
+        return "inconclusive", f"{why}; answers that an earlier run was given tell nothing: --no-cache"
+    price = "; what a model costs is not known: name a price book in BUNDLECTL_PRICE_BOOK"
+    return "inconclusive", why + (price if measure == "cost" else "")
 
 
 def _compute(statistic: Statistic, values: Sequence[float]) -> float | None:

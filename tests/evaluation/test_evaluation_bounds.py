@@ -87,6 +87,15 @@ def test_a_price_that_is_not_known_is_missing(tmp_path: Path) -> None:
     assert judged(tmp_path, judges, cost={"mean": 0.0002}) == (pytest.approx(0.0001), "pass")
 
 
+def test_it_is_said_why_a_row_is_missing(tmp_path: Path) -> None:
+    loaded = suite(tmp_path, 3, bounds={"cost": {"mean": 0.01}})
+    unpriced = rows(1, 1, 1, usd=None)
+    kept = [row.model_copy(update={"cached": True, "seconds": None}) for row in unpriced]
+    for measured, says in ((unpriced, "BUNDLECTL_PRICE_BOOK"), (kept, "--no-cache")):
+        (found,) = [one for one in measure_run(loaded.suite, measured) if one.bound is not None]
+        assert found.verdict == "inconclusive" and says in found.why
+
+
 def test_answers_of_an_earlier_run_tell_nothing(tmp_path: Path) -> None:
     cached = [one.model_copy(update={"cached": True, "usd": 0.0}) for one in rows(None, None)]
     assert judged(tmp_path, cached, latency={"p50": 1}) == (None, "inconclusive")
