@@ -181,7 +181,8 @@ class _Looks:
         kind = {"approver": "/approval/", "copier": "/release/"}.get(role, "")
         keys = [one["Key"].removeprefix(self._prefix) for one in page.get("Contents", []) if kind in one["Key"]]
         if not keys:
-            why = f"nothing is stored under {under[role]} that it could be tried on"
+            one = kind.strip("/") or "object"
+            why = f"no {one} is stored under {under[role]} that it could be tried on"
             return [Check(f"write as {role}", "inconclusive", why, "Examine it again after the first one.")]
         return [self._try_write(keys[0], {"IfNoneMatch": "*"})]
 
