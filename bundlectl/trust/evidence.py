@@ -335,7 +335,27 @@ def _evaluation(requirement: EvaluationRequirement, usable: Sequence[Attested], 
     if (found := keyring.distinct(passed)) < requirement.threshold:
         why = f"{found} of {requirement.threshold} needed evaluators signed a passing result{_except(passed)}."
         return Check(name, "inconclusive", why, fix)
-    return Check(name, "pass", f"Passed, measured by {_names(passed)}.")
+    return Check(name, "pass", f"Passed, measured by {_names(passed)}.{_other_exams(requirement, usable, newest)}")
+
+
+def _other_exams(
+    requirement: EvaluationRequirement,
+    usable: Sequence[Attested],
+    newest: Mapping[str, Sequence[EvaluationResult]],
+) -> str:
+    """Say that a suite of that name, another exam, did not pass: where nothing is pinned, that counts no more."""
+    counted = {(result.suite_digest, result.dataset_digest) for results in newest.values() for result in results}
+    others = [
+        item.predicate
+        for item in usable
+        if isinstance(item.predicate, EvaluationResult)
+        and _same_exam(requirement, item.predicate)
+        and (item.predicate.suite_digest, item.predicate.dataset_digest) not in counted
+        and judge_result(item.predicate)[0] != "pass"
+    ]
+    if not others:
+        return ""
+    return f" {len(others)} results of another exam of that name did not pass; the policy pins no suite and dataset."
 
 
 def _attestation(requirement: AttestationRequirement, usable: Sequence[Attested], keyring: VerifiedKeyring) -> Check:

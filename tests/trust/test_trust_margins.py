@@ -216,3 +216,12 @@ def test_a_model_that_an_evaluation_left_out_may_not_answer(switched_off: list[s
     checks = judge(situation(asks(), attested=[*GOOD[:1], *left_out], switched_off=switched_off))
     assert check(checks, "models:support").verdict == verdict
     assert "models:support" not in {one.name for one in judge(situation(asks(), switched_off=switched_off))}
+
+
+def test_an_easier_exam_of_the_same_name_is_named_where_nothing_is_pinned() -> None:
+    failed = evaluation("evaluator-1", verdict="fail", why="hit: too low", dataset_digest=OTHER, age=2 * HOUR)
+    seen = [*GOOD[:1], *opened(KEYRING, [failed, evaluation("evaluator-1", age=HOUR)])]
+    found = check(judge(situation(asks(), attested=seen)), "evaluation:support")
+    assert found.verdict == "pass" and "1 results of another exam of that name did not pass" in found.why
+    pinned = check(judge(situation(asks(dataset_digest=DATASET), attested=seen)), "evaluation:support")
+    assert pinned.verdict == "pass" and "another exam" not in pinned.why
