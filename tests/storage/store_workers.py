@@ -58,7 +58,8 @@ def write_until_killed(root: Path, seed: int) -> None:
         store.create(key, sealed(key, draw.randrange(1, 300_000)))
         print(key, flush=True)
         try:
-            head = store.get(HEAD).tag if number or seed else None
+            # Whoever came before may have been killed before it made one.
+            head = store.get(HEAD).tag if HEAD in store.list("environments/") else None
             store.swap(HEAD, sealed(f"{seed}-{number} ", draw.randrange(1, 300_000)), head)
         except SwapLost:
             print("lost", flush=True)
