@@ -6,6 +6,7 @@ the real router, and everything that `eval` does is in the time: reading, asking
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
 import subprocess
@@ -13,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import aiohttp
 
 from bundlectl.actions.context import Context
 from bundlectl.actions.evaluate import Evaluated, Settings, evaluate
@@ -33,7 +36,7 @@ def evaluation_run(effort: Effort) -> list[Result]:
 
 
 def _speed(rounds: int) -> list[Result]:
-    cold, warm, busy = [], [], []
+    cold, warm, busy, bare = [], [], [], []
     with (
         tempfile.TemporaryDirectory() as folder,
         started("tests.benchmarks.slow_models", str(SECONDS), processors=set(range(256))) as models,
@@ -47,6 +50,7 @@ def _speed(rounds: int) -> list[Result]:
         suite = write_suite(Path(folder) / "suite", CASES)
         _timed(ctx, "warming up", suite, bindings)
         for turn in range(rounds):
+            bare.append(asyncio.run(_bare(url)))
             own = time.process_time()
             first, asked = _timed(ctx, f"turn {turn}", suite, bindings)
             busy.append(time.process_time() - own)
@@ -58,8 +62,30 @@ def _speed(rounds: int) -> list[Result]:
     own = f"best {IDEAL / min(cold):.2f}; own CPU {statistics.median(busy):.2f} s"
     return [
         paired("eval, share of ideal", "s", f"{size}; hoped for: >= 0.9; {own}", [(IDEAL, took) for took in cold]),
-        paired("eval, again from the cache", "s", f"{size}; hoped for: >= 20", list(zip(cold, warm, strict=True))),
+        paired("eval, share of bare posts", "s", f"the same posts with nothing around them; {own}", _of(bare, cold)),
+        paired("eval, again from the cache", "s", f"{size}; hoped for: >= 20", _of(cold, warm)),
     ]
+
+
+def _of(ours: list[float], against: list[float]) -> list[tuple[float, float]]:
+    return list(zip(ours, against, strict=True))
+
+
+async def _bare(url: str) -> float:
+    """Post as often, as many at once: what this machine makes of the ideal at this moment."""
+    left = iter(range(CASES))
+
+    async def work(session: aiohttp.ClientSession) -> None:
+        for _ in left:
+            body = {"model": "m", "messages": [{"role": "user", "content": "How do I promote a release?"}]}
+            async with session.post(f"{url}/chat/completions", json=body) as response:
+                assert response.status == 200, await response.text()
+                await response.read()
+
+    began = time.perf_counter()
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(work(session) for _ in range(AT_ONCE)))
+    return time.perf_counter() - began
 
 
 def _timed(ctx: Context, text: str, suite: Path, bindings: Path) -> tuple[float, Evaluated]:
