@@ -1,6 +1,6 @@
 """Rows folded into columns: of each row no more than what verdicts and comparisons compute with.
 
-A hundred thousand rows are read once, one by one, and take 16 bytes each and 8 more for every scorer.
+A hundred thousand rows are read once, one by one; each takes 16 bytes and 8 more for every scorer, ids of cases aside.
 """
 
 from __future__ import annotations
