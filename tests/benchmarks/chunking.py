@@ -15,6 +15,8 @@ pseudo-groups, one-sided alpha .025 (bundlectl/evaluation/statistics.py).
 from __future__ import annotations
 
 import argparse
+import math
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from bundlectl.evaluation.scorers.spans import Piece, overlap, span_iou, span_precision, span_recall
-from bundlectl.evaluation.statistics import interval
+from bundlectl.evaluation.statistics import interval, t_quantile
 from bundlectl.inference.embeddings import WordLlamaEmbedder
 from bundlectl.model.components import Retrieval
 from bundlectl.model.documents import Chunking
@@ -95,12 +97,17 @@ def table(corpora: Sequence[str]) -> Iterator[str]:
 
 
 def _line(part: str, setting: str, chunks: int | None, rows: Rows, default: Rows) -> str:
-    means = [sum(row[at] for row in rows) / len(rows) for at in range(len(FORMULAS))]
+    values = [_value([row[at] for row in rows]) for at in range(len(FORMULAS))]
     gaps = ["", "", ""]
     if setting != DEFAULT:
         gaps = [_gap([row[at] - theirs[at] for row, theirs in zip(rows, default, strict=True)]) for at in range(3)]
-    figures = " | ".join(f"{mean:.3f}" for mean in means)
-    return f"| {part} | {chunks if chunks is not None else ''} | {setting} | {figures} | {' | '.join(gaps)} |"
+    figures = " | ".join([*values, *gaps])
+    return f"| {part} | {chunks if chunks is not None else ''} | {setting} | {figures} |"
+
+
+def _value(scores: Sequence[float]) -> str:
+    half = t_quantile(0.975, len(scores) - 1) * statistics.stdev(scores) / math.sqrt(len(scores))
+    return f"{statistics.fmean(scores):.3f} ± {half:.3f}"
 
 
 def _gap(differences: Sequence[float]) -> str:
@@ -115,8 +122,8 @@ How much of the text that answers a question is packed for it, by how sections a
 are those of Chroma's chunking evaluation; the questions were written by a language model that saw the text, so they
 repeat its words more than people do. Recall, precision and IoU count characters: docs/evaluation.md.
 
-Default settings were chosen before these figures were computed. Intervals are 95 %, paired by question, as wide as the
-gate's.
+Default settings were chosen before these figures were computed. What follows ± is half of a 95 % interval of the mean
+over questions (Student's t). Intervals of differences are 95 %, paired by question, as wide as the gate's.
 
 {tables}"""
 
