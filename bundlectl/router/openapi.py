@@ -29,9 +29,7 @@ _ERROR = {
         },
     },
 }
-_LATER = {
-    "Retry-After": {"description": "When to come back, in seconds.", "schema": {"type": "integer", "minimum": 0}}
-}
+_LATER = {"Retry-After": {"description": "When to come back, in seconds.", "schema": {"type": "integer", "minimum": 0}}}
 _STATES = {"description": "What is served: app, environment, release, and how polling goes.", "type": "object"}
 
 
