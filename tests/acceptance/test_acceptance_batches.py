@@ -96,7 +96,8 @@ def test_servers_and_workers_that_are_killed(tmp_path: Path) -> None:
         assert server.stop() == 0
         assert "Traceback" not in server.said
     left = counted(work, batch)
-    assert left.running == 0
+    # What the killed worker held is let go once its lease has run out, which may not be yet.
+    assert left.running <= before.running
     assert left.waiting > 0
     work.run("worker", f"{APP}:prod", "--until-empty", "--concurrency", "8", timeout=100)
     found = [json.loads(line) for line in work.warm("batch", "results", batch).out.splitlines()]
@@ -132,15 +133,15 @@ def test_workers_of_a_queue_that_are_killed(tmp_path: Path, monkeypatch: pytest.
         listed = aws.client("s3").list_objects_v2(Bucket=bucket, Prefix=f"batches/batches/{batch}/tally/")
         return int(listed["KeyCount"])
 
-    def start() -> subprocess.Popen[str]:
-        argv = ("worker", f"{APP}:prod", "--until-empty", "--concurrency", "4")
+    def start(at_once: int) -> subprocess.Popen[str]:
+        argv = ("worker", f"{APP}:prod", "--until-empty", "--concurrency", str(at_once))
         return spawn(work.folder, *argv, stderr=subprocess.PIPE, env=environment(**env))
 
-    first = start()
+    first = start(1)  # slow enough to be killed before it is done
     wait_until(lambda: done() >= 1, first)
     kill(first)
     assert done() < count
-    last = start()
+    last = start(4)
     said = last.communicate(timeout=100)[1]
     assert last.returncode == 0, said
     assert "Traceback" not in said
