@@ -37,7 +37,8 @@ from bundlectl.retrieval.index import build_index, open_index, snapshot_digest
 from bundlectl.router.assemble import Compiled, OpenIndex, World, assemble
 from bundlectl.router.identity import LOCAL
 from bundlectl.router.router import Router
-from bundlectl.router.server import Served, Server
+from bundlectl.router.served import Served
+from bundlectl.router.server import Server
 
 LOOK_EVERY = 0.4
 

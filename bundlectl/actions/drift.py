@@ -132,22 +132,17 @@ def _signed(ctx: Context, standing: Standing, bundle: Bundle, loaded: LoadedSuit
 
 def _unsigned(standing: Standing, bundle: Bundle, loaded: LoadedSuite, suite: Path) -> Drifted:
     place = f"{standing.app}:{standing.environment}"
-    return Drifted(
-        app=standing.app,
-        environment=standing.environment,
-        bundle=bundle.digest,
-        suite=loaded.suite.name,
-        signed=None,
-        moved=[],
-        scores=[],
-        flips=[],
-        verdict="inconclusive",
-        why=f"{place} has no signed result of this suite and dataset, with the bindings that it is live with",
-        fix=f"bundlectl eval {place} --suite {suite} --signer URI",
-    )
+    why = f"{place} has no signed result of this suite and dataset, with the bindings that it is live with"
+    return _not_compared(standing, bundle, loaded, why, f"bundlectl eval {place} --suite {suite} --signer URI")
 
 
 def _unmeasurable(standing: Standing, bundle: Bundle, loaded: LoadedSuite, unfit: Mapping[str, str]) -> Drifted:
+    why = "; ".join(f"{key}: {why}" for key, why in unfit.items())
+    fix = "Bind the suite's judges with --judge-bindings, and calibrate them."
+    return _not_compared(standing, bundle, loaded, why, fix)
+
+
+def _not_compared(standing: Standing, bundle: Bundle, loaded: LoadedSuite, why: str, fix: str) -> Drifted:
     return Drifted(
         app=standing.app,
         environment=standing.environment,
@@ -158,8 +153,8 @@ def _unmeasurable(standing: Standing, bundle: Bundle, loaded: LoadedSuite, unfit
         scores=[],
         flips=[],
         verdict="inconclusive",
-        why="; ".join(f"{key}: {why}" for key, why in unfit.items()),
-        fix="Bind the suite's judges with --judge-bindings, and calibrate them.",
+        why=why,
+        fix=fix,
     )
 
 

@@ -40,9 +40,11 @@ from bundlectl.router.indexes import Indexes
 from bundlectl.router.key_sets import KeySets
 from bundlectl.router.limits import Counts
 from bundlectl.router.limits_memory import MemoryCounts
+from bundlectl.router.loopback import check_bind
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.router import Router
-from bundlectl.router.server import Served, Server, check_bind
+from bundlectl.router.served import Served
+from bundlectl.router.server import Server
 from bundlectl.router.turns import AT_ONCE, WAITING, Turns
 from bundlectl.storage.store import open_store
 

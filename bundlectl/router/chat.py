@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
@@ -28,14 +28,13 @@ from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Answer, Request, Usage
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.router.access_log import RECEIPT
-from bundlectl.router.assemble import Compiled
 from bundlectl.router.cache import caching_of
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError
-from bundlectl.router.identity import Identity
 from bundlectl.router.limits import whole_seconds
 from bundlectl.router.record import Outcome
-from bundlectl.router.router import Event, Router, error_body
+from bundlectl.router.router import Event, error_body
+from bundlectl.router.served import Caller
 from bundlectl.router.turns import Turns
 
 CHAT: Final = "/v1/chat/completions"
@@ -46,34 +45,6 @@ _METADATA: Final = ("tenant_id", "user_role", "policy_profile", "data_scope", "l
 _SILENT: Final = ("output_blocked",)
 """Refusals that OpenAI's format calls a content filter's."""
 _HEADERS: Final = {"cache-control": "no-store"}
-
-
-class _Served(Protocol):
-    @property
-    def app(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def router(self) -> Router: ...
-
-
-class Caller(Protocol):
-    """Who calls, by a release that is served here."""
-
-    @property
-    def served(self) -> _Served:
-        """The environment."""
-        ...
-
-    @property
-    def compiled(self) -> Compiled:
-        """Its release."""
-        ...
-
-    @property
-    def identity(self) -> Identity:
-        """Who the release says the caller is."""
-        ...
 
 
 class _Part(BaseModel):

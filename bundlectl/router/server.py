@@ -24,13 +24,10 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
@@ -43,22 +40,22 @@ from starlette.routing import Route
 from bundlectl.inference.deadlines import Deadline
 from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Request
-from bundlectl.model.errors import BundlectlError, UsageError, VerificationFailed
+from bundlectl.model.errors import BundlectlError, VerificationFailed
 from bundlectl.router.access_log import RECEIPT
-from bundlectl.router.assemble import Compiled
 from bundlectl.router.cache import Caching, caching_of
 from bundlectl.router.chat import ChatApi, openapi_paths
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
 from bundlectl.router.limits import whole_seconds
+from bundlectl.router.loopback import arrived_locally, named_locally
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.openapi import openapi
-from bundlectl.router.router import Event, Router, error_body
+from bundlectl.router.router import Event, error_body
+from bundlectl.router.served import Caller, Served
 from bundlectl.router.turns import Turns
 
 if TYPE_CHECKING:
-    from bundlectl.resolver.resolver import Status
     from bundlectl.router.batch.http import BatchApi
 
 Scope = MutableMapping[str, Any]
@@ -72,67 +69,6 @@ PATH: Final = "/v1/requests"
 _UNREAD: Final = (401, 405, 408, 413, 431, 503)
 _JSON: Final = (b"content-type", b"application/json")
 _STREAM: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One environment that a server answers for. ``current`` raises while nothing is loaded."""
-
-    app: str
-    environment: str
-    current: Callable[[], Compiled]
-    router: Router
-    status: Callable[[], Status | None] = lambda: None
-
-    @property
-    def name(self) -> str:
-        """Give it as ``x-app`` names it: ``app:environment``."""
-        return f"{self.app}:{self.environment}"
-
-    def loaded(self) -> Compiled | None:
-        """Give what serves; ``None`` while nothing may."""
-        try:
-            return self.current()
-        except BundlectlError:
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """Who calls, by a release; that very release answers: the next one may know other callers."""
-
-    served: Served
-    compiled: Compiled
-    identity: Identity
-
-
-def check_bind(host: str, compiled: Sequence[Compiled]) -> str | None:
-    """Check that a server may listen on ``host``; give what to tell the operator, ``None`` when nothing.
-
-    Raises:
-        UsageError: the host is reachable from elsewhere, and some environment has no identities configured.
-    """
-    open_ = [f"{one.ref.app}:{one.ref.environment}" for one in compiled if not one.identities]
-    if not open_:
-        return None
-    names = ", ".join(open_)
-    if not _is_loopback(host):
-        raise UsageError(
-            f"The server may not listen on {host}.",
-            why=f"{names} has no identities configured, so anyone who reaches it may claim any tenant and role.",
-            fix="Bind identities.api_keys in the environment's file, or listen on 127.0.0.1.",
-        )
-    return f"{names} has no identities configured: any claim is believed, so the server listens on {host} only."
-
-
-@lru_cache(maxsize=64)
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Server:
@@ -201,7 +137,7 @@ class Server:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         _check_headers(headers)
-        local = _arrived_locally(scope) and _named_locally(headers)
+        local = arrived_locally(scope) and named_locally(_header(headers, b"host"))
         for fetch in self._fetches(headers):
             await fetch
         known = self._known(headers, local=local)  # before anything of the body is held for a stranger
@@ -235,7 +171,7 @@ class Server:
             body = answer.__pydantic_serializer__.to_json(answer, exclude_none=True)
             await _send(send, outcome.status, body, retry_after=outcome.retry_after)
 
-    async def _stream(self, one: _Judged, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _stream(self, one: Caller, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events as they come, until the caller goes away: then the model's call is given up too."""
         pump = asyncio.ensure_future(self._pump(one, request, scope, send))
         gone = asyncio.ensure_future(_gone(receive))
@@ -249,7 +185,7 @@ class Server:
         if not pump.cancelled():
             pump.result()
 
-    async def _pump(self, one: _Judged, request: Request, scope: Scope, send: Send) -> None:
+    async def _pump(self, one: Caller, request: Request, scope: Scope, send: Send) -> None:
         """Send every event. What ends with its first event is a plain JSON answer with a status of its own."""
         started = False
         caching = _caching(one, scope["headers"])
@@ -278,7 +214,7 @@ class Server:
                     waits.append(fetch)
         return waits
 
-    def _known(self, headers: list[tuple[bytes, bytes]], *, local: bool) -> list[_Judged]:
+    def _known(self, headers: list[tuple[bytes, bytes]], *, local: bool) -> list[Caller]:
         """Give the releases that know the caller. One without identities is for loopback, wherever the server listens.
 
         Raises:
@@ -287,26 +223,26 @@ class Server:
         loaded = [(one, compiled) for one in self._served if (compiled := one.loaded()) is not None]
         if not loaded:
             raise http_error(503, "not_ready", "No release is loaded here.", fix="See /readyz.")
-        found: list[_Judged] = []
+        found: list[Caller] = []
         strangers: list[Stranger] = []
         for one, compiled in loaded:
             if compiled.identities or local:
                 identity = compiled.identities.of(presented_key(headers))
                 if isinstance(identity, Identity):
-                    found.append(_Judged(one, compiled, identity))
+                    found.append(Caller(one, compiled, identity))
                 else:
                     strangers.append(identity)
         if not found:
             raise _unknown(strangers)
         return found
 
-    async def _callers(self, request: HttpRequest) -> list[_Judged]:
+    async def _callers(self, request: HttpRequest) -> list[Caller]:
         """Give the releases that know the caller, for paths that Starlette dispatches."""
         headers: list[tuple[bytes, bytes]] = request.scope["headers"]
         _check_headers(headers)
         for fetch in self._fetches(headers):
             await fetch
-        return self._known(headers, local=_arrived_locally(request.scope) and _named_locally(headers))
+        return self._known(headers, local=arrived_locally(request.scope) and named_locally(_header(headers, b"host")))
 
     async def _body(self, request: HttpRequest) -> bytes | None:
         """Read a body within the server's bounds; ``None`` when the caller went away."""
@@ -354,7 +290,7 @@ def _unknown(strangers: Sequence[Stranger]) -> HttpError:
     )
 
 
-def _choose(request: Request, found: list[_Judged], app: bytes | None) -> _Judged:
+def _choose(request: Request, found: list[Caller], app: bytes | None) -> Caller:
     """Give the environment that a request is for: of the app that ``x-app`` names, else that has the task."""
     wanted = app.decode("latin-1") if app is not None else None
     if wanted is not None:
@@ -388,27 +324,6 @@ def _state(one: Served) -> dict[str, Any]:
             "alarms": list(status.alarms),
         }
     return state
-
-
-def _arrived_locally(scope: Scope) -> bool:
-    """Say whether the request came in at a loopback address or a Unix socket."""
-    server = scope.get("server")
-    return server is not None and (server[1] is None or _is_loopback(server[0]))
-
-
-def _named_locally(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Say whether the caller itself named this machine: a web page that rebinds its own name to it did not."""
-    host = _header(headers, b"host")
-    return host is None or _is_this_machine(host)
-
-
-@lru_cache(maxsize=64)
-def _is_this_machine(host: bytes) -> bool:
-    name = host.decode("latin-1").strip()
-    if name.startswith("["):
-        name, closed, _ = name[1:].partition("]")
-        return bool(closed) and _is_loopback(name)
-    return _is_loopback(name.partition(":")[0])
 
 
 def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
@@ -461,7 +376,7 @@ def _contract(body: bytes) -> Request:
         raise HttpError(422, _error(ContractError(fields, fix="See /openapi.json."))) from error
 
 
-def _caching(one: _Judged, headers: list[tuple[bytes, bytes]]) -> Caching:
+def _caching(one: Caller, headers: list[tuple[bytes, bytes]]) -> Caching:
     return "use" if one.compiled.caching is None else caching_of(headers)
 
 

@@ -185,9 +185,10 @@ def _read(path: Path, what: str) -> bytes:
         with path.expanduser().open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise UsageError(f"{what} {path} cannot be read.", why=error.strerror or str(error)) from error
+        fix = "Check the path that the signer's URI names, and that you may read the file."
+        raise UsageError(f"{what} {path} cannot be read.", why=error.strerror or str(error), fix=fix) from error
     if len(data) > MAX_FILE:
-        raise UsageError(f"{what} {path} is over {MAX_FILE} bytes.")
+        raise UsageError(f"{what} {path} is over {MAX_FILE} bytes.", fix="Name the right file.")
     return data
 
 

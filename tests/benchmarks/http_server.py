@@ -28,7 +28,8 @@ from bundlectl.model.bindings import Bindings
 from bundlectl.receipts.writer import ReceiptLog
 from bundlectl.router.assemble import Compiled, World, assemble
 from bundlectl.router.router import Router
-from bundlectl.router.server import Served, Server
+from bundlectl.router.served import Served
+from bundlectl.router.server import Server
 from tests.benchmarks.answer_in_process import HELD, whole_replies
 from tests.support.answering import bundle_of
 

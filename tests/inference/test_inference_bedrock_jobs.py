@@ -27,7 +27,7 @@ from bundlectl.router.batch.intake import Submission, take_in
 from bundlectl.router.batch.journal import Journal
 from bundlectl.router.batch.workers import LocalWorkers
 from bundlectl.router.identity import LOCAL
-from bundlectl.router.server import Served
+from bundlectl.router.served import Served
 from tests.support.answering import contract, parts, setting
 from tests.support.aws import stand_in
 from tests.support.fake_bedrock import FakeBedrock, fake_bedrock

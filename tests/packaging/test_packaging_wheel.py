@@ -136,8 +136,6 @@ def test_the_example_is_valid_where_it_was_installed(installed: Installed) -> No
 
 
 def test_demo(installed: Installed) -> None:
-    if "demo" not in installed.run("--help"):
-        pytest.skip("there is no demo yet")
     installed.run("demo")
 
 

@@ -24,7 +24,7 @@ from bundlectl.router.batch.row import Row
 from bundlectl.router.batch.sqs import QueueWorkers
 from bundlectl.router.batch.store import StoreBook, read_message
 from bundlectl.router.identity import LOCAL
-from bundlectl.router.server import Served
+from bundlectl.router.served import Served
 from bundlectl.storage.store import open_store
 from tests.router.test_router_batches import Clock, accept, line, result
 from tests.support.answering import Setting, setting

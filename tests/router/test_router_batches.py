@@ -30,7 +30,8 @@ from bundlectl.router.batch.intake import Intake, Submission
 from bundlectl.router.batch.journal import Journal
 from bundlectl.router.batch.workers import LocalWorkers, backoff
 from bundlectl.router.identity import LOCAL, Identity
-from bundlectl.router.server import Served, Server
+from bundlectl.router.served import Served
+from bundlectl.router.server import Server
 from tests.router.test_router_server import IDENTITIES, KEY, OTHER, serving
 from tests.support.answering import Setting, contract, parts, setting
 from tests.support.fake_models import Fail, FakeModels, Say, Stall, fake_models, throttle

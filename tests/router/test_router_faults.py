@@ -21,7 +21,8 @@ import pytest
 from bundlectl.model.components import Model, Route, Routes, Rule, When
 from bundlectl.model.receipt import Receipt
 from bundlectl.router.router import Router
-from bundlectl.router.server import Served, Server
+from bundlectl.router.served import Served
+from bundlectl.router.server import Server
 from tests.router.test_router_server import body, serving
 from tests.support.answering import NOW, Setting, parts, setting
 from tests.support.certificates import self_signed

@@ -30,7 +30,8 @@ from bundlectl.router.batch.http import BatchApi
 from bundlectl.router.batch.journal import Journal
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.router import Router
-from bundlectl.router.server import Served, Server
+from bundlectl.router.served import Served
+from bundlectl.router.server import Server
 from tests.router.test_router_server import IDENTITIES, KEY, body
 from tests.support.answering import NOW, Setting, setting
 from tests.support.fake_models import fake_models

@@ -17,7 +17,9 @@ import uvicorn
 
 from bundlectl.model.contract import Answer
 from bundlectl.model.errors import UsageError, VerificationFailed
-from bundlectl.router.server import MAX_BODY, Served, Server, check_bind
+from bundlectl.router.loopback import check_bind
+from bundlectl.router.served import Served
+from bundlectl.router.server import MAX_BODY, Server
 from tests.support.answering import Setting, contract, setting
 from tests.support.fake_models import Cut, Fail, FakeModels, Say, Stall, fake_models
 

@@ -13,7 +13,8 @@ import pytest
 
 from bundlectl.actions.connections import Connection
 from bundlectl.actions.listening import configured
-from bundlectl.router.server import Served, Server
+from bundlectl.router.served import Served
+from bundlectl.router.server import Server
 from tests.router.test_router_server import body
 from tests.support.answering import Setting, setting
 from tests.support.fake_models import Drip, FakeModels, Say, fake_models

@@ -17,7 +17,8 @@ from bundlectl.router.access_log import AccessLog
 from bundlectl.router.http_error import HttpError
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.router import Router
-from bundlectl.router.server import Served, Server
+from bundlectl.router.served import Served
+from bundlectl.router.server import Server
 from bundlectl.router.turns import Turns
 from tests.router.test_router_server import ask, body, serving
 from tests.support.answering import NOW, setting
