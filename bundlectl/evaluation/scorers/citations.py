@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bundlectl.evaluation.scorers.score import Sample, Score, measured, unmeasured
-from bundlectl.evaluation.scorers.statements import Statement, statements, wants_an_answer
-from bundlectl.evaluation.scorers.text import text_of
+from bundlectl.evaluation.scorers.statements import Statement, stated, wants_an_answer
 from bundlectl.inference.words import words
 from bundlectl.model.contract import Citation
 from bundlectl.model.suite import Case
@@ -127,12 +126,9 @@ class Coverage:
 
     def score(self, sample: Sample) -> Score:
         """Count."""
-        if sample.answer.refused is not None:
-            return measured(0, f"refused: {sample.answer.refused.code}")
-        text = text_of(sample.answer, self.options.field)
-        found = statements(text) if text is not None else []
-        if not found:
-            return unmeasured("the answer states nothing")
+        found = stated(sample.answer, self.options.field)
+        if isinstance(found, Score):
+            return found
         if not sample.answer.citations:
             return measured(0, "the answer cites nothing")
         marked = {passage.n for passage in sample.passages}

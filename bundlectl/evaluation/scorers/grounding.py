@@ -35,8 +35,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bundlectl.evaluation.scorers.score import Sample, Score, measured, unmeasured
-from bundlectl.evaluation.scorers.statements import statements, wants_an_answer
-from bundlectl.evaluation.scorers.text import text_of
+from bundlectl.evaluation.scorers.statements import stated, wants_an_answer
 from bundlectl.inference.extractive import ASKING, sentences
 from bundlectl.inference.provider import Passage
 from bundlectl.inference.words import STOP_WORDS, stem, words
@@ -86,12 +85,9 @@ class Groundedness:
 
     def score(self, sample: Sample) -> Score:
         """Look for support for each statement."""
-        if sample.answer.refused is not None:
-            return measured(0, f"refused: {sample.answer.refused.code}")
-        text = text_of(sample.answer, self.options.field)
-        said = statements(text) if text is not None else []
-        if not said:
-            return unmeasured("the answer states nothing")
+        said = stated(sample.answer, self.options.field)
+        if isinstance(said, Score):
+            return said
         if sample.receipt.retrieval is None or not sample.passages:
             return unmeasured("no passage was packed")
         context = Context(sample.passages)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from bundlectl.evaluation.scorers.score import Score, measured, unmeasured
+from bundlectl.evaluation.scorers.text import text_of
 from bundlectl.inference.extractive import sentences
 from bundlectl.inference.words import words
+from bundlectl.model.contract import Answer
 from bundlectl.model.suite import Case
 
 _MARK = re.compile(r"\s*\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
@@ -44,6 +47,15 @@ def statements(text: str) -> list[Statement]:
             cites = {int(number) for match in _MARK.finditer(piece) for number in match[1].split(",")}
             found.append(Statement(body, frozenset(cites)))
     return found
+
+
+def stated(answer: Answer, field: str) -> list[Statement] | Score:
+    """Give what an answer states, at least one statement; or the score of an answer that states nothing."""
+    if answer.refused is not None:
+        return measured(0, f"refused: {answer.refused.code}")
+    text = text_of(answer, field)
+    found = statements(text) if text is not None else []
+    return found or unmeasured("the answer states nothing")
 
 
 def wants_an_answer(case: Case) -> bool:
