@@ -46,13 +46,14 @@ async def stream_reply(
     """Make one attempt, giving text as it comes; the last delta carries the whole reply.
 
     The deadline of the first token ends with the first text, and the one between tokens begins with each text; events
-    without text do not count, and neither does the time that the consumer takes.
+    without text do not count. No deadline counts the time that the consumer takes: that says nothing of the model.
 
     Raises:
         ProviderError: it failed; ``broken_stream`` when it stopped before its end marker, however complete its
             text looks.
     """
-    began = asyncio.get_running_loop().time()
+    clock = asyncio.get_running_loop().time
+    began = clock()
     end, which = began + call.total, "whole reply"
     next_by = end
     if call.first_token is not None and call.first_token < call.total:
@@ -69,10 +70,13 @@ async def stream_reply(
                     raise broken(what)
                 text = gathered.take(event)
                 if text:
+                    given = clock()
                     yield Delta(text)
+                    now = clock()
+                    end += now - given
                     next_by, which = end, "whole reply"
                     if call.between_tokens is not None:
-                        soon = asyncio.get_running_loop().time() + call.between_tokens
+                        soon = now + call.between_tokens
                         if soon < end:
                             next_by, which = soon, "next token"
             await _read_out(events, what)

@@ -22,6 +22,8 @@ from bundlectl.router.routing import CompiledRoute
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
+SLOW_READER = 1.0
+"""Seconds that a caller may keep a stream waiting; after more, a stream that breaks says nothing of the model."""
 
 
 class NothingAnswered(BackendUnavailable):
@@ -172,6 +174,7 @@ class Invocation:
                 return
             began = time.monotonic()
             given = whole = False
+            kept = 0.0
             try:
                 async with aclosing(route.provider.stream(self._call(route))) as deltas:
                     async for delta in deltas:
@@ -179,12 +182,14 @@ class Invocation:
                             self._answered(route, breaker, delta.reply, began)
                             whole = True
                         given = True
+                        at = time.monotonic()
                         yield delta
+                        kept += time.monotonic() - at
                         if delta.reply is not None:
                             return
                 raise ProviderError("broken_stream", f"{route.label}: the stream ended without its end marker.")
             except ProviderError as error:
-                self._failed(route, breaker, error, began)
+                self._failed(route, breaker, error, began, blameless=kept > SLOW_READER)
                 if self.committed:
                     raise
                 if given:
@@ -249,8 +254,10 @@ class Invocation:
         self._record(route, "ok", "", time.monotonic() - began, reply)
         self.spent.append((route.model.provider, reply.priced_as or route.model.model, reply.usage))
 
-    def _failed(self, route: CompiledRoute, breaker: Breaker, error: ProviderError, began: float) -> None:
-        if error.kind == "refused":
+    def _failed(
+        self, route: CompiledRoute, breaker: Breaker, error: ProviderError, began: float, *, blameless: bool = False
+    ) -> None:
+        if blameless or error.kind == "refused":
             breaker.released()
         else:
             breaker.failed(time.monotonic())

@@ -192,6 +192,17 @@ async def test_a_slow_consumer_of_a_stream_is_not_struck_by_the_first_token_dead
     assert seen == "one two three four"
 
 
+async def test_nor_by_the_total_one_for_the_time_that_it_takes_itself(
+    provider: OpenAIProvider, fake: FakeModels
+) -> None:
+    fake.then(Stall("stream", "one two three", seconds=1.4))
+    seen = ""
+    async for delta in provider.stream(call(total=1.0)):
+        seen += delta.text
+        await asyncio.sleep(0.3)
+    assert seen == "one two three", "the model itself took half of its time"
+
+
 async def test_a_prompt_of_megabytes_is_sent(provider: OpenAIProvider, fake: FakeModels) -> None:
     await provider.generate(call(messages=[{"role": "user", "content": "x" * 2**21}]))
     assert len(fake.requests[0]["messages"][0]["content"]) == 2**21

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bundlectl.model.components import Detector, Guard
 from bundlectl.model.contract import Answer
+from bundlectl.router import invocation
 from bundlectl.router.identity import LOCAL, Identity
 from bundlectl.router.router import Event
 from bundlectl.router.run import Refusal
@@ -59,6 +60,20 @@ async def test_an_object_is_released_whole_after_it_was_validated(fake: FakeMode
     assert [event.kind for event in found] == ["start", "delta", "done"]
     assert json.loads(text(found)) == found[-1].data["output"]
     assert s.receipts.last.validation.outcome == "asked_again"
+
+
+@pytest.mark.parametrize(("kept", "failures"), [(0.0, 1), (0.3, 0)])
+async def test_a_stream_that_breaks_before_a_slow_reader_is_not_the_models_failure(
+    fake: FakeModels, monkeypatch: pytest.MonkeyPatch, kept: float, failures: int
+) -> None:
+    monkeypatch.setattr(invocation, "SLOW_READER", 0.2)
+    fake.then(Cut(LONG))
+    async with setting(fake.base_url) as s:
+        async for event in s.router.stream(contract(), LOCAL):
+            if event.kind == "delta":
+                await asyncio.sleep(kept)
+                kept = 0.0
+        assert event.kind == "error" and s.compiled.breakers["small"].failures == failures
 
 
 async def test_before_the_first_released_byte_another_model_may_answer(fake: FakeModels) -> None:
