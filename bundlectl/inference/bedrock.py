@@ -16,7 +16,7 @@ from bundlectl.inference.aws import AwsService, event_of, open_service, path_par
 from bundlectl.inference.aws_region import region_of
 from bundlectl.inference.aws_session import aws_session
 from bundlectl.inference.bedrock_settings import BedrockGuard, ConverseParameters, first_problem
-from bundlectl.inference.converse import Conversation, ConverseStream, read_parameters
+from bundlectl.inference.converse import Conversation, ConverseStream, price_name, read_parameters
 from bundlectl.inference.http import deadline, failures, read_json
 from bundlectl.inference.provider import Delta, ModelCall, ModelReply, Provider
 from bundlectl.inference.streaming import stream_reply, whole_of
@@ -76,14 +76,22 @@ class BedrockProvider:
 
     def conversation(self, call: ModelCall) -> Conversation:
         """Give a call in the form of Converse."""
-        called = self.called(call)
         return Conversation(
             call=call,
             parameters=read_parameters(call, _name(call)),
             guard=self._guard,
-            called=called if self._service.region == PRICED_REGION else f"{self._service.region}/{called}",
+            called=self._in_region(self.called(call)),
             what=_name(call),
         )
+
+    def priced_as(self, model: Model) -> str:
+        """Give the name that the price book has for asking a model."""
+        parameters = ConverseParameters.model_validate(model.parameters)
+        called = self._in_region(self._profile or model.model or "")
+        return price_name(called, parameters.service_tier, parameters.latency)
+
+    def _in_region(self, called: str) -> str:
+        return called if self._service.region == PRICED_REGION else f"{self._service.region}/{called}"
 
     def called(self, call: ModelCall) -> str:
         """Give the id or inference profile that is called."""

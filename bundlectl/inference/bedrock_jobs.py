@@ -28,6 +28,7 @@ from bundlectl.inference.bedrock import BedrockProvider
 from bundlectl.inference.http import MAX_REPLY, deadline
 from bundlectl.inference.provider import Delta, ErrorKind, ModelCall, ModelReply, ProviderError
 from bundlectl.inference.sagemaker_async import S3Place
+from bundlectl.model.components import Model
 
 HOURS: Final = 24
 """What a job may take: the least that can be asked for."""
@@ -113,6 +114,10 @@ class BedrockJobs:
         if "error" in found:
             raise _error(found["error"], conversation.what)
         return replace(conversation.reply(found["modelOutput"]), priced_as=f"{conversation.called}@batch")
+
+    def priced_as(self, model: Model) -> str:
+        """Give the name for asking a model on demand, which is the dearer way and may become necessary."""
+        return self._online.priced_as(model)
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Delta, None]:
         """Make one attempt; the text comes in one piece."""

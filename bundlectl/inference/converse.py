@@ -112,14 +112,18 @@ class Conversation:
         invoked = _name(_member(value.get("trace"), "promptRouter"), "invokedModelId")
         tier = _name(value.get("serviceTier"), "type") or self.parameters.service_tier
         fast = _name(value.get("performanceConfig"), "latency") or self.parameters.latency
-        served = [name for name in (tier, fast) if name not in (None, "default", "standard")]
         return ModelReply(
             text=text,
             usage=read_usage(value.get("usage"), self.parameters.prompt_cache),
             provider_model=invoked,
-            priced_as="@".join([invoked or self.called, *served]),
+            priced_as=price_name(invoked or self.called, tier, fast),
             provider_seconds=latency / 1000 if latency else None,
         )
+
+
+def price_name(called: str, tier: str | None, latency: str | None) -> str:
+    """Give the price book's name for what is called in a service tier and a latency; the usual ones have none."""
+    return "@".join([called, *(name for name in (tier, latency) if name not in (None, "default", "standard"))])
 
 
 class ConverseStream:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol, runtime_checkable
 
+from bundlectl.model.components import Model
 from bundlectl.model.contract import Citation, Usage
 from bundlectl.model.errors import BackendUnavailable
 
@@ -107,6 +108,15 @@ class ProviderError(BackendUnavailable):
         super().__init__(what, why=why)
         self.kind: ErrorKind = kind
         self.retry_after = retry_after
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A provider whose price depends on where and how a model is asked."""
+
+    def priced_as(self, model: Model) -> str:
+        """Give the name that the price book has for asking a model; replies may name another that answered."""
+        ...
 
 
 class Provider(Protocol):

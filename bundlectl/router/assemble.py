@@ -183,7 +183,7 @@ async def assemble(bundle: Bundle, bindings: Bindings, ref: ReleaseRef, world: W
         access=made.access,
         identities=made.identities,
         caching=made.caching,
-        limits=CompiledLimits(bindings.limits, made.routes, bindings.models, made.prices),
+        limits=CompiledLimits(bindings.limits, made.routes, made.prices),
         breakers={name: Breaker() for name in parts.models},
         disabled=frozenset(bindings.disabled_models),
         prices=made.prices,

@@ -49,6 +49,8 @@ class Invocation:
         self.attempts: list[Attempt] = []
         self.spent: list[tuple[str, str | None, Usage]] = []
         """(provider, model as the price book names it, usage) of each attempt that answered."""
+        self.untold: list[tuple[str, str]] = []
+        """(route, the text that had come) of each call that was given up in the middle: nobody says what it used."""
         self.committed = False
         """Whether text of the present attempt was released to the caller of the router."""
         self._chain = [route, *(compiled.routes[name] for name in route.fallback)]
@@ -173,15 +175,16 @@ class Invocation:
             if breaker is None or route.provider is None:
                 return
             began = time.monotonic()
-            given = whole = False
+            whole = False
             kept = 0.0
+            came: list[str] = []
             try:
                 async with aclosing(route.provider.stream(self._call(route))) as deltas:
                     async for delta in deltas:
                         if delta.reply is not None:
                             self._answered(route, breaker, delta.reply, began)
                             whole = True
-                        given = True
+                        came.append(delta.text)
                         at = time.monotonic()
                         yield delta
                         kept += time.monotonic() - at
@@ -192,13 +195,13 @@ class Invocation:
                 self._failed(route, breaker, error, began, blameless=kept > SLOW_READER)
                 if self.committed:
                     raise
-                if given:
+                if came:
                     yield None
                 if not await self._pause(route, number, error):
                     return
             except BaseException as ended:
                 if not whole:
-                    self._gave_up(route, breaker, ended, began)
+                    self._gave_up(route, breaker, ended, began, "".join(came))
                 raise
 
     def _may_call(self, route: CompiledRoute) -> Breaker | None:
@@ -263,10 +266,13 @@ class Invocation:
             breaker.failed(time.monotonic())
         self._record(route, error.kind, error.why, time.monotonic() - began)
 
-    def _gave_up(self, route: CompiledRoute, breaker: Breaker, ended: BaseException, began: float) -> None:
+    def _gave_up(
+        self, route: CompiledRoute, breaker: Breaker, ended: BaseException, began: float, came: str = ""
+    ) -> None:
         """End a call in the middle: that says nothing about the model."""
         breaker.released()
         if isinstance(ended, asyncio.CancelledError | GeneratorExit):
+            self.untold.append((route.name, came))
             why = "the caller went away, or the answer was stopped here"
             self._record(route, "given_up", why, time.monotonic() - began)
 

@@ -8,9 +8,10 @@ Both follow the same rules:
   more than the hard limit.
 - a request reserves the upper bound of one call before it is made: the prompt's estimated tokens and the model's
   ``max_tokens``, by the dearest route that may answer. When it ends, what it really used takes the place of that;
-  what a failed one reserved is released. What goes beyond (asking again, a fallback after an answer that did not fit,
-  a prompt with more tokens than estimated) is added when it ends: by that of requests under way, and by nothing
-  else, a limit may be passed.
+  what a failed one reserved is released. Of a call that was given up in the middle nobody says what it used: its
+  prompt and the text that had come count, estimated, or hanging up before the end would cost nothing. What goes beyond
+  (asking again, a fallback after an answer that did not fit, a prompt with more tokens than estimated) is added when it
+  ends: by that of requests under way, and by nothing else, a limit may be passed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from datetime import datetime
 from typing import Any, Final, Literal, Protocol
 
 from bundlectl.inference.prices import MILLION, PriceBook
-from bundlectl.model.bindings import DEFAULT, Limit, Limits, ModelBinding
+from bundlectl.inference.provider import Priced
+from bundlectl.model.bindings import DEFAULT, Limit, Limits
 from bundlectl.model.errors import BackendUnavailable
 from bundlectl.router.routing import CompiledRoute
 
@@ -130,7 +132,6 @@ class CompiledLimits:
         self,
         limits: Limits,
         routes: Mapping[str, CompiledRoute],
-        bindings: Mapping[str, ModelBinding],
         prices: PriceBook,
     ) -> None:
         self.refuse = limits.on_redis_down == "refuse"
@@ -138,7 +139,7 @@ class CompiledLimits:
         self._tenants = limits.tenants
         self._tasks = limits.tasks or {}
         self._routes = limits.routes or {}
-        self._bounds = {name: _bound(route, bindings.get(route.model_name), prices) for name, route in routes.items()}
+        self._bounds = {name: _bound(route, prices) for name, route in routes.items()}
         every = [*self._tenants.values(), *self._tasks.values(), *self._routes.values()]
         self._entering = any(_at_entry(one) for one in [*self._tenants.values(), *self._tasks.values()])
         self._spending = bool(self._routes) or any(_when_calling(one) for one in every)
@@ -155,6 +156,13 @@ class CompiledLimits:
         if limit is not None and _at_entry(limit):
             needs.append(Need("task:" + task, limit, 1))
         return needs
+
+    def untold(self, route: str, prompt_tokens: int, output_tokens: int) -> tuple[int, float]:
+        """Give tokens and dollars of a call that nobody says the usage of, by estimates of its tokens."""
+        bound = self._bounds[route]
+        if bound is None:
+            return 0, 0.0
+        return prompt_tokens + output_tokens, prompt_tokens * bound.input + output_tokens * bound.output
 
     def calling(self, tenant: str, task: str, routes: Sequence[str], prompt_tokens: int) -> list[Need]:
         """Give what a request reserves before a model is called.
@@ -194,15 +202,15 @@ def _when_calling(limit: Limit) -> bool:
     return limit.tokens_per_minute is not None or limit.usd_per_day is not None or limit.soft_usd_per_day is not None
 
 
-def _bound(route: CompiledRoute, binding: ModelBinding | None, prices: PriceBook) -> _Bound | None:
+def _bound(route: CompiledRoute, prices: PriceBook) -> _Bound | None:
     """Bound one call; ``None`` where no model is called."""
     if route.provider is None or route.model.provider == "extractive":
         return None
     parameters = route.model.parameters
     stated = parameters.get("max_tokens") or parameters.get("max_completion_tokens")
     most = stated if isinstance(stated, int) and stated > 0 else ASSUMED_OUTPUT
-    called = (binding.inference_profile if binding else None) or route.model.model or ""
-    price = prices.prices.get((route.model.provider, called))
+    named = route.provider.priced_as(route.model) if isinstance(route.provider, Priced) else route.model.model or ""
+    price = prices.prices.get((route.model.provider, named))
     if price is None:
         return _Bound(0.0, 0.0, most)
     dearest = max(price.input, price.cache_write_5m or 0.0, price.cache_write_1h or 0.0)

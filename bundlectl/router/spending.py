@@ -8,6 +8,7 @@ from typing import Any
 from bundlectl.model.contract import Usage
 from bundlectl.router.limits import Exceeded, Granted, soft_reason
 from bundlectl.router.run import Refusal, Run
+from bundlectl.stages.prompt import estimate_tokens
 
 
 def check_limits(run: Run) -> Awaitable[None] | None:
@@ -44,8 +45,14 @@ def reserve(run: Run) -> Awaitable[None] | None:
 
 def settle(run: Run, usage: Usage, usd: float | None) -> None:
     """Put what a request used in place of what it reserved; a price that is not known adds nothing."""
-    if run.granted is not None:
-        run.shared.counts.settle(run.granted, usage.input_tokens + usage.output_tokens, usd or 0.0, run.time)
+    if run.granted is None:
+        return
+    tokens, dollars = usage.input_tokens + usage.output_tokens, usd or 0.0
+    if run.invocation is not None:
+        for route, text in run.invocation.untold:
+            more, dearer = run.compiled.limits.untold(route, run.prompt_tokens or 0, estimate_tokens(text))
+            tokens, dollars = tokens + more, dollars + dearer
+    run.shared.counts.settle(run.granted, tokens, dollars, run.time)
 
 
 async def _entered(run: Run, taking: Coroutine[Any, Any, Granted | Exceeded]) -> None:

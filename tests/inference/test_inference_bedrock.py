@@ -286,6 +286,9 @@ async def test_the_price_is_that_of_what_was_served(
     ours = direct(**binding)
     reply = await ours.generate(call(parameters=parameters))
     assert reply.priced_as == name
+    if not also:
+        model = Model(provider="bedrock", model=call().model, parameters=parameters)
+        assert ours.priced_as(model) == name, "so that as much can be reserved beforehand"
     assert [delta.reply async for delta in ours.stream(call(parameters=parameters))][-1] == reply
 
 

@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundlectl.inference.prices import PRICE_BOOK
+from bundlectl.inference.prices import PRICE_BOOK, Price, PriceBook
 from bundlectl.model.bindings import Bindings, Limit, Limits
 from bundlectl.model.components import Model
 from bundlectl.model.errors import UsageError
 from bundlectl.router.identity import LOCAL
-from bundlectl.router.limits import ASSUMED_OUTPUT, Exceeded, Granted, Need, whole_seconds
+from bundlectl.router.limits import ASSUMED_OUTPUT, CompiledLimits, Exceeded, Granted, Need, whole_seconds
 from bundlectl.router.limits_memory import DAY, SWEEP, MemoryCounts
+from bundlectl.router.routing import CompiledRoute
 from tests.router.test_router_server import ask, body, serving
 from tests.support.answering import contract, parts, setting
-from tests.support.fake_models import Fail, FakeModels, fake_models
+from tests.support.fake_models import Fail, FakeModels, Say, fake_models
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 
@@ -337,6 +338,36 @@ async def test_what_was_given_up_is_released(fake: FakeModels) -> None:
         assert count.reserved > 0.0
         await stream.aclose()
         assert count.reserved == 0.0
+
+
+async def test_hanging_up_before_the_end_is_not_free(fake: FakeModels) -> None:
+    fake.default = Say("A plain sentence of words that goes on. " * 60)
+    limits = {"tenants": {"default": {"usd_per_day": 1.0, "tokens_per_minute": 9000}}}
+    async with setting(fake.base_url, values=dear(), bindings={"limits": limits}) as s:
+        stream = s.router.stream(contract(), LOCAL)
+        shown = 0
+        async for event in stream:
+            shown += len(event.data.get("text", ""))
+            if shown > 1000:
+                break
+        await stream.aclose()
+        count, prompt = s.router._shared.counts._counts["tenant:acme"], s.receipts.last.prompt_tokens
+        assert s.receipts.last.usage.output_tokens == 0, "nobody said"
+        least = (prompt * PRICE.input + shown / 4 * PRICE.output) / 1e6
+        assert count.reserved == 0.0 and least <= count.spent < 2 * least
+        assert count.tokens < 9000 - prompt - shown / 4 + 100
+
+
+def test_what_is_called_elsewhere_or_in_another_tier_is_reserved_at_its_own_price() -> None:
+    class Elsewhere:
+        def priced_as(self, model: Model) -> str:
+            return f"eu-central-1/{model.model}@flex"
+
+    model = Model(provider="bedrock", model="nova", parameters={"max_tokens": 1000})
+    route = CompiledRoute("fast", "small", model, Elsewhere(), 1.0, None, None, 0, (), False)  # type: ignore[arg-type]
+    book = PriceBook("1", "USD", {("bedrock", "eu-central-1/nova@flex"): Price(input=1.0, output=10.0)})
+    limits = CompiledLimits(Limits(tenants={"default": Limit(usd_per_day=1.0)}), {"fast": route}, book)
+    assert limits.calling("acme", "ask", ["fast"], 500)[0].usd == pytest.approx((500 * 1.0 + 1000 * 10.0) / 1e6)
 
 
 async def test_bindings_name_what_the_bundle_has(fake: FakeModels) -> None:
