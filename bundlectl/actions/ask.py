@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -13,15 +14,17 @@ from bundlectl.actions.releasing import current
 from bundlectl.actions.routing import receipts_folder, router_of, without_addresses
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
-from bundlectl.model.contract import Answer, ReleaseRef, Request
+from bundlectl.model.contract import Answer, Pinned, ReleaseRef, Request
 from bundlectl.model.errors import BundlectlError, NotFound, UsageError
 from bundlectl.model.receipt import Receipt
 from bundlectl.model.reference import EnvironmentReference, parse_reference
 from bundlectl.model.types import Strict
 from bundlectl.receipts.writer import ReceiptLog
-from bundlectl.resolver.trusted import verify_bundle
+from bundlectl.resolver.target import read_target
+from bundlectl.resolver.trusted import VerifiedBundle, verify_bundle
 from bundlectl.router.identity import LOCAL
 from bundlectl.router.record import Outcome
+from bundlectl.trust.keyring import VerifiedKeyring
 
 
 class Asked(Strict):
@@ -42,6 +45,7 @@ def ask(
     role: str,
     scopes: Sequence[str] = (),
     profile: str | None = None,
+    rollback_target: bool = False,
 ) -> Asked:
     """Ask what is live in an environment, verified as a resolver would; or a bundle, without a release.
 
@@ -54,18 +58,22 @@ def ask(
         role: the user's role.
         scopes: the scopes to draw on; all of the task's by default.
         profile: the policy profile; may be left out when the task has one.
+        rollback_target: ask what ``rollback`` would return to, with the bindings that it would give it.
 
     Raises:
+        NotFound: nothing is live there; or it has no rollback target.
         BundlectlError: the request does not fit the contract, or nothing could answer.
     """
-    app, bundle, bindings, ref = served_by(ctx, reference)
-    request = request_for(bundle, question, task=task, tenant=tenant, role=role, scopes=scopes, profile=profile)
-    outcome = asyncio.run(_ask(ctx, app, bundle, bindings, ref, request))
-    if ref is not None:
-        with ReceiptLog(receipts_folder(ctx, app), on_loss=ctx.reporter.warn) as log:
+    answering = served_by(ctx, reference, rollback_target=rollback_target)
+    request = request_for(
+        answering.bundle, question, task=task, tenant=tenant, role=role, scopes=scopes, profile=profile
+    )
+    outcome = asyncio.run(_ask(ctx, answering, request))
+    if answering.ref is not None:
+        with ReceiptLog(receipts_folder(ctx, answering.app), on_loss=ctx.reporter.warn) as log:
             log.write(outcome.receipt)
     if outcome.answer is None:
-        if ref is not None:
+        if answering.ref is not None:
             ctx.reporter.say(f"receipt {outcome.receipt.id}")
         raise outcome.error or BundlectlError("Nothing could answer.")
     return Asked(question=question, answer=outcome.answer, receipt=outcome.receipt)
@@ -117,13 +125,35 @@ def _only(what: str, flag: str, names: Sequence[str]) -> str:
     raise UsageError(f"There is more than one {what}.", fix=f"Choose with {flag}: {', '.join(names)}.")
 
 
-def served_by(ctx: Context, reference: str) -> tuple[str, Bundle, Bindings, ReleaseRef | None]:
+@dataclass(frozen=True)
+class Answering:
+    """What is to answer; without ``ref`` it is not released."""
+
+    app: str
+    bundle: Bundle
+    bindings: Bindings
+    ref: ReleaseRef | None = None
+    pinned: Pinned | None = None
+
+
+def served_by(ctx: Context, reference: str, *, rollback_target: bool = False) -> Answering:
     """Find what is to answer."""
     ref = parse_reference(reference)
     if not isinstance(ref, EnvironmentReference) or ref.serial is not None:
+        if rollback_target:
+            raise UsageError(f"{reference} has no rollback target.", fix="Name an environment: APP:ENV")
         app, bundle = load_bundle(ctx, ref)
-        return app, bundle, without_addresses(bundle), None
+        return Answering(app, bundle, without_addresses(bundle))
     keyring = open_trust(ctx)
+    live = _live(ctx, ref, keyring)
+    if not rollback_target:
+        return Answering(ref.app, live.bundle, live.bindings, live.ref)
+    target = read_target(ctx.registry, live, keyring)
+    pinned = Pinned(to="rollback_target", epoch=live.ref.epoch, serial=live.ref.serial)
+    return Answering(ref.app, target.bundle, target.bindings, target.ref, pinned)
+
+
+def _live(ctx: Context, ref: EnvironmentReference, keyring: VerifiedKeyring) -> VerifiedBundle:
     releases = releases_of(ctx)
     head = releases.read_head(ref.app, ref.environment)
     if head is None:
@@ -132,13 +162,10 @@ def served_by(ctx: Context, reference: str) -> tuple[str, Bundle, Bindings, Rele
     releases.check_newest(ref.app, ref.environment, head)
     for alarm in release.alarms:
         ctx.reporter.warn(alarm)
-    bundle = ctx.registry.get_bundle(ref.app, release.release.bundle)
-    verified = verify_bundle(bundle, release, keyring)
-    return ref.app, bundle, verified.bindings, verified.ref
+    return verify_bundle(ctx.registry.get_bundle(ref.app, release.release.bundle), release, keyring)
 
 
-async def _ask(
-    ctx: Context, app: str, bundle: Bundle, bindings: Bindings, ref: ReleaseRef | None, request: Request
-) -> Outcome:
-    async with router_of(ctx, app, bundle, bindings, ref=ref) as (router, _):
-        return await router.handle(request, LOCAL)
+async def _ask(ctx: Context, answering: Answering, request: Request) -> Outcome:
+    one = answering
+    async with router_of(ctx, one.app, one.bundle, one.bindings, ref=one.ref) as (router, compiled):
+        return await router.handle(request, LOCAL, compiled, pinned=one.pinned)

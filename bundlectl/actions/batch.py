@@ -58,8 +58,8 @@ def batch_submit(ctx: Context, environment: str, file: str, place: BatchPlace, *
 
 
 async def _submit(ctx: Context, ref: EnvironmentReference, source: BinaryIO, book: Book, key: str | None) -> Batch:
-    app, bundle, bindings, release = served_by(ctx, str(ref))
-    async with router_of(ctx, app, bundle, bindings, ref=release) as (_, compiled):
+    live = served_by(ctx, str(ref))
+    async with router_of(ctx, live.app, live.bundle, live.bindings, ref=live.ref) as (_, compiled):
         owner = BatchOwner(name=LOCAL.name, tenants=["*"], roles=["*"], local=True)
         submission = Submission(compiled, owner, LOCAL, key)
         header, new = await take_in(book, submission, _pieces(source), ctx.clock())

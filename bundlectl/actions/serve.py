@@ -304,7 +304,7 @@ async def _follow(following: _Following, ref: EnvironmentReference, stack: Async
         cache=_cache(following.link, ref, warn),
         on_event=warn,
     )
-    return Served(ref.app, ref.environment, resolver.current, router, lambda: resolver.status)
+    return Served(ref.app, ref.environment, resolver.current, router, lambda: resolver.status, resolver)
 
 
 def _counts(link: RedisLink | None, ref: EnvironmentReference) -> Counts:

@@ -21,6 +21,8 @@ def answered(out: Console, err: Console, result: Asked) -> None:
         err.print(Text(f"degraded: {answer.degraded.reason}", style="yellow"))
     ref = answer.release
     served = f"{ref.app}:{ref.environment} release {ref.serial}" if ref.serial else f"{ref.app}, not released"
+    if answer.pinned is not None and answer.pinned.to == "rollback_target":
+        served += f", the rollback target of release {answer.pinned.serial}"
     cost = "cost unknown" if answer.cost.usd is None else f"${answer.cost.usd:.6f}"
     total = sum(result.receipt.stages.values()) * 1000
     err.print(

@@ -288,6 +288,9 @@ def receipt_lines(out: Console, receipt: Receipt) -> None:
         ("access", receipt.access or "not decided"),
         ("route", f"{receipt.route or 'none'}: {receipt.route_why}"),
     ]
+    if receipt.pinned is not None:
+        what = "the live bundle" if receipt.pinned.to == "head" else "the rollback target"
+        facts.append(("pinned", f"by its caller to {what}; live was release {receipt.pinned.serial}"))
     facts += [
         ("attempt", f"{x.route}: {x.model}/{x.provider} {x.outcome} in {x.seconds * 1000:.0f} ms {x.why}".rstrip())
         for x in receipt.attempts

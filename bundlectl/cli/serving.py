@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
         app,
         "ask",
         examples='bundlectl ask support:prod --tenant northwind --role support_agent "How long are receipts kept?"\n'
+        'bundlectl ask support:prod --rollback-target --tenant northwind --role support_agent "…"\n'
         'bundlectl ask bundles/support --tenant northwind --role support_agent "…"    # a source, unsigned',
     )
     def ask(
@@ -52,6 +53,10 @@ def register(app: typer.Typer) -> None:
         profile: Annotated[
             str | None, typer.Option("--profile", metavar="P", help="Policy profile, if the task has several.")
         ] = None,
+        rollback_target: Annotated[
+            bool,
+            typer.Option("--rollback-target", help="Ask what a rollback would return to, as it would answer then."),
+        ] = False,
     ) -> None:
         """Ask one question through the whole request path, verified as a resolver would.
 
@@ -68,6 +73,7 @@ def register(app: typer.Typer) -> None:
             role=role,
             scopes=scope or [],
             profile=profile,
+            rollback_target=rollback_target,
         )
         session.show(result, lambda out: answered(out, session.err, result))
         refused = result.answer.refused

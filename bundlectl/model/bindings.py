@@ -92,12 +92,16 @@ def _some_time(duration: str) -> str:
 
 
 class ApiKey(Strict):
-    """An API key by the SHA-256 of its value, with the tenants and roles its holder may claim (``*``: any)."""
+    """An API key by the SHA-256 of its value, with the tenants and roles its holder may claim (``*``: any).
+
+    ``may_pin``: its holder may choose between the live bundle and the rollback target (``x-bundle``).
+    """
 
     id: Name
     hash: Digest
     tenants: list[str] = Field(min_length=1)
     roles: list[str] = Field(min_length=1)
+    may_pin: bool | None = None
 
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -125,7 +129,7 @@ class Caller(Strict):
 
     ``subject`` is held against the token's ``sub``; ``*`` in it stands for any characters, also ``:`` and ``/``.
     Tenants and roles are named here (``*``: any), or read from a claim that holds a string or a list of them: there
-    ``*`` means nothing.
+    ``*`` means nothing. ``may_pin`` is as for API keys, and in no token's power to claim.
     """
 
     subject: Annotated[str, Field(min_length=1, max_length=512)]
@@ -133,6 +137,7 @@ class Caller(Strict):
     tenants_claim: ClaimPath | None = None
     roles: Annotated[list[str], Field(min_length=1)] | None = None
     roles_claim: ClaimPath | None = None
+    may_pin: bool | None = None
 
     @model_validator(mode="after")
     def _one_source_each(self) -> Self:

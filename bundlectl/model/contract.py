@@ -35,6 +35,17 @@ class ReleaseRef(Strict):
     bindings: Digest
 
 
+class Pinned(Strict):
+    """That the request named its bundle (``x-bundle``): what that is to the release which was live, and which one was.
+
+    The rollback target answers as a rollback to it would make it answer: with the live bindings as far as they fit.
+    """
+
+    to: Literal["head", "rollback_target"]
+    epoch: int
+    serial: int
+
+
 class Citation(Strict):
     """A passage the answer rests on. ``n`` is its number in the prompt, ``quote`` verbatim where known."""
 
@@ -101,3 +112,6 @@ class Answer(Strict):
     """Whether the answer was made for an earlier request; ``cached_from`` is that one's receipt."""
 
     cached_from: str | None = None
+
+    pinned: Pinned | None = None
+    """Where the request named its bundle: ``release`` is then what it named."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from bundlectl.model.contract import Cost, Degraded, Refused, ReleaseRef, Usage
+from bundlectl.model.contract import Cost, Degraded, Pinned, Refused, ReleaseRef, Usage
 from bundlectl.model.types import Digest, Strict, Time
 
 
@@ -140,3 +140,6 @@ class Receipt(Strict):
 
     cached_from: str | None = None
     """With ``cache`` hit: the receipt of the request that the answer was made for."""
+
+    pinned: Pinned | None = None
+    """Where the request named its bundle: ``release`` is then what it named."""

@@ -195,14 +195,17 @@ class Releases:
             wanted = Place(epoch or live.place.epoch, serial)
             if wanted == live.place:
                 return live
-            data = None
-            if wanted < live.place:
-                data = read_or_none(self._store, history_key(app, environment, *_pair(wanted)))
-            if data is not None:
-                return self._entry(app, environment, data, wanted)
+            former = self.former(app, environment, wanted) if wanted < live.place else None
+            if former is not None:
+                return former
         raise NotFound(
             f"{app}:{environment} has no release {serial}.", fix=f"See bundlectl history {app}:{environment}"
         )
+
+    def former(self, app: str, environment: str, at: Place) -> Entry | None:
+        """Give the release that the history holds at a place, or None: one call, and head is not asked."""
+        data = read_or_none(self._store, history_key(app, environment, *_pair(at)))
+        return self._entry(app, environment, data, at) if data is not None else None
 
     # ------------------------------------------------------------ the commit, step by step
 

@@ -18,6 +18,7 @@ from bundlectl.registry.releases import HeadState
 from bundlectl.registry.witness import Witness, check_witness, contradiction
 from bundlectl.resolver.keyrings import keyring_chain, open_chain
 from bundlectl.resolver.lastgood import LastGood, Saved
+from bundlectl.resolver.target import read_target, verify_target
 from bundlectl.resolver.trusted import (
     Blocked,
     Expired,
@@ -157,6 +158,30 @@ class Follower:
             self._believed = self.keyring.version
         self._candidate = None
         return self._save()
+
+    def target(self, live: VerifiedBundle) -> VerifiedBundle:
+        """Read what a head names as its rollback target, and judge it by root's newest word.
+
+        Raises:
+            NotFound: head names none, or it is not there.
+            VerificationFailed: it does not verify.
+            BackendUnavailable: the registry is away.
+        """
+        try:
+            self._advance()
+            return read_target(self._registry, live, self.keyring)
+        finally:
+            self._registry.store.forget()
+
+    def check_target(self, live: VerifiedBundle, target: VerifiedBundle) -> None:
+        """Judge a rollback target that was read before, by the keyring of now.
+
+        Raises:
+            VerificationFailed: it must not answer any more.
+        """
+        if live.release is not None and target.release is not None:
+            check_unblocked(target.bundle, self.keyring)
+            verify_target(target.release.data, live.release, self.keyring)
 
     # ------------------------------------------------------------ asking
 

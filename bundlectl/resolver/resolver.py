@@ -24,6 +24,7 @@ from bundlectl.registry.registry import Registry
 from bundlectl.registry.witness import Witness
 from bundlectl.resolver.follower import Follower, Step
 from bundlectl.resolver.lastgood import LastGood
+from bundlectl.resolver.standby import Standby
 from bundlectl.resolver.trusted import VerifiedBundle
 from bundlectl.trust.keyring import VerifiedKeyring
 
@@ -134,6 +135,7 @@ class Resolver(Generic[T]):
         self._executor: ThreadPoolExecutor | None = None
         self._task: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
+        self._standby: Standby[T] | None = None
 
     def current(self) -> T:
         """Give what serves; a plain read.
@@ -145,6 +147,26 @@ class Resolver(Generic[T]):
         if current is None:
             raise self._absent
         return current
+
+    @property
+    def rollback_target(self) -> str | None:
+        """Digest of what a rollback would return to; None: what serves names nothing, or nothing serves."""
+        return self._standby.bundle if self._standby is not None and self._current is not None else None
+
+    async def prepared_target(self) -> T:
+        """Give the rollback target's compiled form, with the bindings that a rollback would give it.
+
+        It is read, judged as a rollback to it would be, and prepared by the first who asks; it stays until another
+        release serves, it does not verify any more, or nobody has asked for a quarter of an hour.
+
+        Raises:
+            NotFound: what serves names none, or the registry does not hold it.
+            VerificationFailed: it does not verify; what serves goes on.
+            BackendUnavailable: the registry is away; or it is being prepared still.
+        """
+        if self._standby is None or self._current is None:
+            raise self._absent
+        return await self._standby.prepared()
 
     @property
     def keyring(self) -> VerifiedKeyring:
@@ -180,6 +202,8 @@ class Resolver(Generic[T]):
             self._task.cancel()
             await asyncio.wait({self._task})
             self._task = None
+        if self._standby is not None:
+            await self._standby.stop()
         if self._executor is not None:
             executor, self._executor = self._executor, None
             await asyncio.to_thread(executor.shutdown)
@@ -228,6 +252,7 @@ class Resolver(Generic[T]):
         """Take one step and act on it; give why head was not followed."""
         step = await self._in_thread(self._follower.step)
         self._judge(step)
+        await self._judge_standby()
         error = step.error
         if error is None and step.candidate is not None:
             try:
@@ -248,6 +273,7 @@ class Resolver(Generic[T]):
     async def _serve(self, bundle: VerifiedBundle, source: Literal["registry", "last_good"]) -> None:
         prepared = await self._prepare(bundle)
         self._prepared = self._current = prepared
+        self._standby = Standby(bundle, self._read_target, self._prepare, self._doubt_target)
         alarms = (*(bundle.release.alarms if bundle.release else ()), *self._doubts)
         self.status = replace(
             self.status,
@@ -285,6 +311,28 @@ class Resolver(Generic[T]):
                 self._told.pop("stopped", None)
                 self._tell("resumed", f"{self.name} may serve release {self.status.serial} again.")
             self.status = replace(self.status, stopped=None, alarms=(*step.alarms, *step.doubts))
+
+    async def _judge_standby(self) -> None:
+        """Let go of a prepared rollback target that nobody asks for, or that must not answer any more."""
+        standby = self._standby
+        if standby is None or standby.verified is None:
+            return
+        if standby.forgotten:
+            standby.let_go()
+            return
+        live, target = standby.live, standby.verified
+        try:
+            await self._in_thread(lambda: self._follower.check_target(live, target))
+        except VerificationFailed as error:
+            standby.let_go()
+            self._doubt_target(error)
+
+    async def _read_target(self, live: VerifiedBundle) -> VerifiedBundle:
+        return await self._in_thread(lambda: self._follower.target(live))
+
+    def _doubt_target(self, error: BundlectlError) -> None:
+        said = f"The rollback target of {self.name} cannot answer: {error.what} {error.why}".strip()
+        self._tell("alarm", said, error)
 
     def _fail(self, why: str) -> None:
         since = self.status.stale_since or self._clock()

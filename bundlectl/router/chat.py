@@ -25,13 +25,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bundlectl.model.canonical import parse_json
-from bundlectl.model.contract import Answer, Request, Usage
+from bundlectl.model.contract import Answer, Pinned, Request, Usage
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.cache import caching_of
+from bundlectl.router.chat_openapi import chat_paths
 from bundlectl.router.contract import ContractError
 from bundlectl.router.http_error import HttpError
 from bundlectl.router.limits import whole_seconds
+from bundlectl.router.pinning import HEADER, pinned_caller
 from bundlectl.router.record import Outcome
 from bundlectl.router.router import Event, error_body
 from bundlectl.router.served import Caller
@@ -131,6 +133,21 @@ class ChatApi:
         ]
         return JSONResponse({"object": "list", "data": found})
 
+    async def _pinned(
+        self, request: HttpRequest, model: str, caller: Caller, task: str
+    ) -> tuple[Caller, Pinned | None]:
+        named = next((value for name, value in request.scope["headers"] if name == HEADER), None)
+        if named is None:
+            return caller, None
+
+        async def again() -> Caller:
+            return _choose(model, await self._callers(request))[0]
+
+        caller, pinned = await pinned_caller(caller, named, again)
+        if task not in caller.compiled.tasks:
+            raise _no_model(model)
+        return caller, pinned
+
     async def _complete(self, request: HttpRequest) -> Response:
         callers = await self._callers(request)
         body = await self._body(request)
@@ -139,10 +156,11 @@ class ChatApi:
         # Judged again: while the body came, a release may have come that knows the caller no longer.
         chat, callers = _read(body), await self._callers(request)
         caller, task = _choose(chat.model, callers)
+        caller, pinned = await self._pinned(request, chat.model, caller, task)
         asked, caching = _request(chat, caller, task), caching_of(request.scope["headers"])
         if not chat.stream:
             async with self._turns.turn(interactive=asked.latency_class == "interactive"):
-                outcome = await caller.served.router.handle(asked, caller.identity, caller.compiled, caching)
+                outcome = await caller.served.router.handle(asked, caller.identity, caller.compiled, caching, pinned)
             request.scope[RECEIPT] = outcome.receipt.id
             if outcome.answer is None:
                 return _error(outcome.status, error_body(outcome))
@@ -151,7 +169,7 @@ class ChatApi:
             return JSONResponse(_completion(outcome.answer, chat.model))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._turns.turn(interactive=asked.latency_class == "interactive"))
-            events = caller.served.router.stream(asked, caller.identity, caller.compiled, caching)
+            events = caller.served.router.stream(asked, caller.identity, caller.compiled, caching, pinned)
             await stack.enter_async_context(aclosing(events))
             first = await anext(events)
             request.scope[RECEIPT] = first.outcome.receipt.id if first.outcome is not None else first.data["receipt"]
@@ -165,62 +183,7 @@ class ChatApi:
 
 def openapi_paths() -> dict[str, Any]:
     """Give what the OpenAPI document says of both."""
-    error = {"description": "An error in OpenAI's form.", "content": {"application/json": {"schema": _ERROR_SCHEMA}}}
-    any_object = {"application/json": {"schema": {"type": "object"}}}
-    return {
-        CHAT: {
-            "post": {
-                "summary": "Ask a task in OpenAI's wire format; model is app/task.",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": _schema()}}},
-                "responses": {
-                    "200": {
-                        "description": "A chat completion, or its chunks as server-sent events.",
-                        "content": {**any_object, "text/event-stream": {"schema": {"type": "string"}}},
-                    },
-                    "default": error,
-                },
-            }
-        },
-        MODELS: {
-            "get": {
-                "summary": "The tasks that the caller can ask.",
-                "responses": {"200": {"description": "A list.", "content": any_object}, "default": error},
-            }
-        },
-    }
-
-
-def _schema() -> dict[str, Any]:
-    """Give the request's schema with its parts in place: references would lead out of the document's own parts."""
-    whole = _Chat.model_json_schema()
-    parts = whole.pop("$defs")
-
-    def placed(value: Any) -> Any:
-        if isinstance(value, dict):
-            name = str(value.get("$ref", "")).rpartition("/")[2]
-            return placed(parts[name]) if name else {key: placed(item) for key, item in value.items()}
-        return [placed(item) for item in value] if isinstance(value, list) else value
-
-    made: dict[str, Any] = placed(whole)
-    return made
-
-
-_ERROR_SCHEMA: Final = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
+    return chat_paths(CHAT, MODELS, _Chat.model_json_schema())
 
 
 # ---------------------------------------------------------------- what came
@@ -271,7 +234,11 @@ def _choose(model: str, callers: Sequence[Caller]) -> tuple[Caller, str]:
     if found:
         names = ", ".join(f"{one.served.name}/{task}" for one in found)
         raise _bad("ambiguous_model", f"{model} is served more than once: {names}.", param="model")
-    raise HttpError(
+    raise _no_model(model)
+
+
+def _no_model(model: str) -> HttpError:
+    return HttpError(
         404,
         {
             "error": "model_not_found",

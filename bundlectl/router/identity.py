@@ -20,18 +20,22 @@ MAX_KEY = 512
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller. ``tenants`` and ``roles`` are what it may claim; ``*`` among them is any."""
+    """A caller. ``tenants`` and ``roles`` are what it may claim; ``*`` among them is any.
+
+    ``may_pin``: whether it may choose the bundle that answers it.
+    """
 
     name: str
     tenants: frozenset[str]
     roles: frozenset[str]
+    may_pin: bool = False
 
     def may_claim(self, tenant: str, role: str) -> bool:
         """Say whether a contract of this caller may name the tenant and the role."""
         return _holds(self.tenants, tenant) and _holds(self.roles, role)
 
 
-LOCAL: Final = Identity("local", frozenset({ANY}), frozenset({ANY}))
+LOCAL: Final = Identity("local", frozenset({ANY}), frozenset({ANY}), may_pin=True)
 """The caller on this machine: the command line, and loopback where no identities are configured."""
 
 
@@ -57,7 +61,10 @@ class KnownIdentities:
     def __init__(self, keys: Sequence[ApiKey], tokens: Tokens | None = None) -> None:
         self.tokens = tokens
         self._keys = [
-            (bytes.fromhex(hex_of(key.hash)), Identity(key.id, frozenset(key.tenants), frozenset(key.roles)))
+            (
+                bytes.fromhex(hex_of(key.hash)),
+                Identity(key.id, frozenset(key.tenants), frozenset(key.roles), key.may_pin is True),
+            )
             for key in keys
         ]
 

@@ -51,11 +51,12 @@ def openapi() -> dict[str, Any]:
     }
     responses = {
         "200": {"description": "Answered, or refused with no_answer or output_blocked.", "content": answered},
-        "400": {"description": "The body is not JSON.", "content": error},
+        "400": {"description": "The body is not JSON, or x-bundle is no digest.", "content": error},
         "401": {"description": "No API key or token that is known here.", "content": error},
-        "403": {"description": "Refused with access_denied.", "content": answer},
-        "406": {"description": "x-app names an app that is not served here.", "content": error},
+        "403": {"description": "Refused with access_denied, or x-bundle from who may not choose.", "content": either},
+        "406": {"description": "x-app or x-bundle names what is not served here.", "content": error},
         "408": {"description": "The body was not there within ten seconds.", "content": error},
+        "409": {"description": "x-bundle names the rollback target, which does not verify.", "content": error},
         "413": {"description": "The body is larger than 1 MiB.", "content": error},
         "422": {"description": "Does not fit the contract, or refused with input_blocked.", "content": either},
         "429": {
@@ -65,8 +66,8 @@ def openapi() -> dict[str, Any]:
         },
         "431": {"description": "The headers are larger than 32 KiB.", "content": error},
         "503": {
-            "description": "Nothing could answer, nothing is loaded, a token cannot be verified now, or too many "
-            "requests are under way (overloaded, with Retry-After).",
+            "description": "Nothing could answer, nothing is loaded, a token cannot be verified or a rollback target "
+            "not fetched now, or too many requests are under way (overloaded, with Retry-After).",
             "headers": _LATER,
             "content": error,
         },
@@ -85,6 +86,13 @@ def openapi() -> dict[str, Any]:
                             "name": "x-app",
                             "in": "header",
                             "description": "Which app, or app:environment, where several served here have the task.",
+                            "schema": {"type": "string"},
+                        },
+                        {
+                            "name": "x-bundle",
+                            "in": "header",
+                            "description": "Answer from this bundle, by callers who may: the digest of the live one "
+                            "or of the rollback target; 8 hex digits are enough.",
                             "schema": {"type": "string"},
                         },
                         {

@@ -76,6 +76,7 @@ def conclude(run: Run) -> Outcome:
         receipt=run.id,
         cache="hit" if run.hit is not None else None,
         cached_from=run.hit.receipt if run.hit is not None else None,
+        pinned=run.pinned,
     )
     status = STATUS[run.refused.code if run.refused else "answered"]
     return Outcome(answer, receipt, status, passages=run.passages, retry_after=run.retry_after)
@@ -143,4 +144,5 @@ def _receipt(
         error={"error": run.error.code, "stage": run.failed_stage} if run.error else None,
         soft_limits=run.soft_limits,
         cached_from=run.hit.receipt if run.hit is not None else None,
+        pinned=run.pinned,
     )

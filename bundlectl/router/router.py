@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Protocol
 
 from pydantic_core import to_json
 
-from bundlectl.model.contract import Answer, Request
+from bundlectl.model.contract import Answer, Pinned, Request
 from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
 from bundlectl.router import telemetry
@@ -86,8 +86,8 @@ class ReceiptSink(Protocol):
 class Event:
     """A piece of a streamed answer.
 
-    ``start`` ({receipt, release, route}), ``delta`` ({text}), then ``done`` (the whole answer) or ``error``. Both end
-    the stream and carry the outcome; what was shown before an ``error`` is to be discarded.
+    ``start`` ({receipt, release}, and pinned where it is), ``delta`` ({text}), then ``done`` (the whole answer) or
+    ``error``. Both end the stream and carry the outcome; what was shown before an ``error`` is to be discarded.
     """
 
     kind: Literal["start", "delta", "done", "error"]
@@ -143,7 +143,12 @@ class Router:
         return outcome.answer
 
     async def handle(
-        self, request: Request, identity: Identity, compiled: Compiled | None = None, caching: Caching = "use"
+        self,
+        request: Request,
+        identity: Identity,
+        compiled: Compiled | None = None,
+        caching: Caching = "use",
+        pinned: Pinned | None = None,
     ) -> Outcome:
         """Answer a request and give its receipt too.
 
@@ -152,17 +157,23 @@ class Router:
             identity: who asks.
             compiled: the release that ``identity`` was judged by, which answers then; by default the current one.
             caching: what the caller lets be done with kept answers.
+            pinned: that the caller chose ``compiled``'s bundle.
 
         Raises:
             ContractError: the request does not fit the release.
         """
-        run = self._begin(request, identity, compiled, caching)
+        run = self._begin(request, identity, compiled, caching, pinned)
         with Concluding(run, self._conclude, self._tracer) as concluding:
             await self._advance(run, 0, len(STAGES))
         return concluding.outcome
 
     async def stream(
-        self, request: Request, identity: Identity, compiled: Compiled | None = None, caching: Caching = "use"
+        self,
+        request: Request,
+        identity: Identity,
+        compiled: Compiled | None = None,
+        caching: Caching = "use",
+        pinned: Pinned | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answer a request piece by piece, arguments as of :meth:`handle`; close it when the caller goes away.
 
@@ -173,10 +184,11 @@ class Router:
         Raises:
             ContractError: the request does not fit the release.
         """
-        run = self._begin(request, identity, compiled, caching)
+        run = self._begin(request, identity, compiled, caching, pinned)
         with Concluding(run, self._conclude, self._tracer) as concluding:
             if await self._advance(run, 0, _ANSWERING):
-                yield Event("start", {"receipt": run.id, "release": run.compiled.ref.form()})
+                told = {"pinned": run.pinned.form()} if run.pinned is not None else {}
+                yield Event("start", {"receipt": run.id, "release": run.compiled.ref.form()} | told)
                 if run.hit is not None:
                     text = run.output if run.task.format == "text" else to_json(run.output).decode()
                     yield Event("delta", {"text": text})
@@ -194,7 +206,14 @@ class Router:
 
     # ------------------------------------------------------------ inside
 
-    def _begin(self, request: Request, identity: Identity, compiled: Compiled | None, caching: Caching) -> Run:
+    def _begin(
+        self,
+        request: Request,
+        identity: Identity,
+        compiled: Compiled | None,
+        caching: Caching,
+        pinned: Pinned | None = None,
+    ) -> Run:
         compiled = compiled or self._current()
         task = check_contract(request, compiled)
         return Run(
@@ -208,6 +227,7 @@ class Router:
             shared=self._shared,
             input_digest=input_digest(request.input, compiled.input_key),
             caching=caching,
+            pinned=pinned,
         )
 
     async def _advance(self, run: Run, position: int, end: int) -> bool:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from bundlectl.inference.provider import ModelReply, Passage
-from bundlectl.model.contract import Citation, Cost, Refused, Request
+from bundlectl.model.contract import Citation, Cost, Pinned, Refused, Request
 from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import GuardRecord, RetrievalRecord, ValidationRecord
 from bundlectl.retrieval.permission import Filter
@@ -91,6 +91,7 @@ class Run:
     profile: CompiledProfile
     shared: Shared
     input_digest: str
+    pinned: Pinned | None = None
 
     input: dict[str, Any] = field(default_factory=dict)
     question: str = ""

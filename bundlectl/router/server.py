@@ -5,19 +5,20 @@
 
 ====  ==========================================================================================
 200   answered; or refused with ``no_answer`` or ``output_blocked``, which are answers too
-400   the body is not JSON
+400   the body is not JSON, or ``x-bundle`` is no digest
 401   no identity, where identities are configured: no known API key, no valid token (``why`` says which)
-403   refused with ``access_denied``
+403   refused with ``access_denied``; or ``x-bundle`` came from a caller who may not choose
 404   no such path; 405 another method
-406   ``x-app`` names an app that is not served here
+406   ``x-app`` names an app that is not served here; or ``x-bundle`` a bundle that is not
 408   the body was not there within ten seconds
+409   ``x-bundle`` names the rollback target, and that does not verify
 413   the body is larger than 1 MiB
 422   the request does not fit the contract (``fields``), or refused with ``input_blocked``
 429   refused with ``limited``; ``Retry-After`` says when it would pass, unless it never will
 431   the headers are larger than 32 KiB
 500   a defect
 503   nothing could answer (see the receipt's attempts), no release is loaded, the keys that a token would be
-      verified with cannot be fetched, or too many requests are under way (``Retry-After``)
+      verified with or the rollback target cannot be fetched, or too many requests are under way (``Retry-After``)
 ====  ==========================================================================================
 """
 
@@ -39,7 +40,7 @@ from starlette.routing import Route
 
 from bundlectl.inference.deadlines import Deadline
 from bundlectl.model.canonical import parse_json
-from bundlectl.model.contract import Request
+from bundlectl.model.contract import Pinned, Request
 from bundlectl.model.errors import BundlectlError, VerificationFailed
 from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.cache import Caching, caching_of
@@ -51,6 +52,7 @@ from bundlectl.router.limits import whole_seconds
 from bundlectl.router.loopback import arrived_locally, named_locally
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.openapi import openapi
+from bundlectl.router.pinning import HEADER, pinned_caller
 from bundlectl.router.router import Event, error_body
 from bundlectl.router.served import Caller, Served
 from bundlectl.router.turns import Turns
@@ -148,16 +150,24 @@ class Server:
         if any(one.served.loaded() is not one.compiled for one in known):
             # While the body came a release did, which may know the caller no longer.
             known = self._known(headers, local=local)
-        one = _choose(request, known, _header(headers, b"x-app"))
+        app, bundle, pinned = _header(headers, b"x-app"), _header(headers, HEADER), None
+        one = _choose(request, known, app)
+        if bundle is not None:
+
+            async def again() -> Caller:
+                return _choose(request, self._known(headers, local=local), app)
+
+            one, pinned = await pinned_caller(one, bundle, again)
         turns = self._turns
         if not turns.begin():
             await turns.wait(interactive=request.latency_class == "interactive")
         began = time.perf_counter()
         try:
             if b"text/event-stream" in (_header(headers, b"accept") or b""):
-                await self._stream(one, request, scope, receive, send)
+                await self._stream(one, request, pinned, scope, receive, send)
                 return
-            outcome = await one.served.router.handle(request, one.identity, one.compiled, _caching(one, headers))
+            caching = _caching(one, headers)
+            outcome = await one.served.router.handle(request, one.identity, one.compiled, caching, pinned)
         except ContractError as error:
             raise HttpError(422, _error(error)) from error
         finally:
@@ -171,9 +181,11 @@ class Server:
             body = answer.__pydantic_serializer__.to_json(answer, exclude_none=True)
             await _send(send, outcome.status, body, retry_after=outcome.retry_after)
 
-    async def _stream(self, one: Caller, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _stream(
+        self, one: Caller, request: Request, pinned: Pinned | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Send events as they come, until the caller goes away: then the model's call is given up too."""
-        pump = asyncio.ensure_future(self._pump(one, request, scope, send))
+        pump = asyncio.ensure_future(self._pump(one, request, pinned, scope, send))
         gone = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -185,11 +197,11 @@ class Server:
         if not pump.cancelled():
             pump.result()
 
-    async def _pump(self, one: Caller, request: Request, scope: Scope, send: Send) -> None:
+    async def _pump(self, one: Caller, request: Request, pinned: Pinned | None, scope: Scope, send: Send) -> None:
         """Send every event. What ends with its first event is a plain JSON answer with a status of its own."""
         started = False
         caching = _caching(one, scope["headers"])
-        async with aclosing(one.served.router.stream(request, one.identity, one.compiled, caching)) as events:
+        async with aclosing(one.served.router.stream(request, one.identity, one.compiled, caching, pinned)) as events:
             async for event in events:
                 scope[RECEIPT] = event.outcome.receipt.id if event.outcome is not None else scope.get(RECEIPT)
                 if not started and event.outcome is not None:
@@ -313,6 +325,7 @@ def _state(one: Served) -> dict[str, Any]:
     state: dict[str, Any] = {"app": one.app, "environment": one.environment, "ready": compiled is not None}
     if compiled is not None:
         state["release"] = compiled.ref.form()
+        state["rollback_target"] = one.rollback_target
     if status is not None:
         state |= {
             "serial": status.serial,

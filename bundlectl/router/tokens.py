@@ -80,6 +80,7 @@ class _Issuer:
                     f"{self.bound.id}:{subject}",
                     _claimable(caller.tenants, caller.tenants_claim, claims),
                     _claimable(caller.roles, caller.roles_claim, claims),
+                    caller.may_pin is True,
                 )
                 return identity, float(claims["exp"]) + self.leeway
         return Stranger("the token's subject is not among the callers of this environment")
@@ -167,7 +168,7 @@ class Tokens:
                     if _fits(caller.subject, subject):
                         tenants = was.tenants if caller.tenants is None else frozenset(caller.tenants)
                         roles = was.roles if caller.roles is None else frozenset(caller.roles)
-                        return Identity(was.name, tenants, roles)
+                        return Identity(was.name, tenants, roles, caller.may_pin is True)
         return None
 
     def _verify(self, token: str, name: bytes) -> Identity | Stranger:

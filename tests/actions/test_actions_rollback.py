@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bundlectl.actions.ask import ask
 from bundlectl.actions.bind import bind
 from bundlectl.actions.build import build
 from bundlectl.actions.evaluate import evaluate
@@ -24,6 +26,7 @@ from bundlectl.model.release import Release
 from tests.support.workspace import APP, Workspace
 
 DEV = f"{APP}:dev"
+QUESTION = "What does it cost?"
 
 
 def live(work: Workspace) -> Release:
@@ -53,6 +56,25 @@ def test_to_the_target_and_back_again(two: tuple[Workspace, str, str]) -> None:
     again = rollback(work.context(), DEV, reason="it was not the bundle")
     assert (again.released.bundle, again.released.serial, again.returned_to) == (second, 4, 2)
     assert verified(work) == ["promotion", "promotion", "rollback", "rollback"]
+
+
+def test_asking_the_target_is_asking_what_a_rollback_brings(two: tuple[Workspace, str, str]) -> None:
+    work, first, second = two
+    bind(work.context(), DEV, reason="3: off at night", disable=["quotes"])
+    prompt: Any = {"tenant": "acme", "role": "customer"}
+    before = ask(work.context(), DEV, QUESTION, rollback_target=True, **prompt)
+    assert before.answer.pinned is not None and before.answer.pinned.serial == 3
+    assert before.receipt.pinned == before.answer.pinned and before.answer.release.serial == 1
+    now = ask(work.context(), DEV, QUESTION, **prompt)
+    assert now.answer.pinned is None and now.answer.release.bundle == second
+    rollback(work.context(), DEV, reason="4")
+    after = ask(work.context(), DEV, QUESTION, **prompt)
+    assert (after.answer.release.bundle, after.answer.release.bindings) == (first, before.answer.release.bindings)
+    assert after.receipt.components == before.receipt.components
+    with pytest.raises(UsageError, match="no rollback target"):
+        ask(work.context(), first.replace("sha256:", f"{APP}@sha256:"), QUESTION, rollback_target=True, **prompt)
+    with pytest.raises(NotFound, match="no rollback target"):
+        ask(work.context(), f"{APP}:staging", QUESTION, rollback_target=True, **prompt)
 
 
 def test_to_a_serial_that_is_itself_a_rollback_a_rebind_or_a_renewal(two: tuple[Workspace, str, str]) -> None:

@@ -523,6 +523,8 @@ async def test_idempotency_bad_requests_and_unfinished_results(fake: FakeModels,
         assert (status, told["error"]) == (409, "idempotency_conflict")
         assert len(at.journal.recent(9)) == 1
         assert (await at.submit(line(1), **{"idempotency-key": "a b"}))[0] == 400
+        status, told = await at.submit(line(1), **{"x-bundle": s.compiled.ref.bundle})
+        assert (status, told["error"]) == (400, "batch_not_pinned")
         assert (await at.submit(b""))[1]["lines"] == [{"line": 1, "field": "(body)", "message": "there is no row"}]
         status, told = await at.submit(line(1), **{"x-app": "other"})
         assert (status, told["lines"][0]["field"]) == (422, "x-app")

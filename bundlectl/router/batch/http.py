@@ -6,6 +6,7 @@ the results in the order of the input, ``POST …/cancel`` lets no row begin any
 batch in sees it, and only while it may still claim every tenant and role that is in it; to others it is not there.
 
 ====  ==========================================================================================
+400   a header is not in its form, or pins the batch to a bundle
 403   a row names a tenant or role that the caller may not claim (``lines``)
 404   there is no such batch, or not for this caller
 408   nothing came for thirty seconds, or not everything in ten minutes
@@ -104,6 +105,8 @@ class BatchApi:
 
     async def _submit(self, request: Request) -> Response:
         caller = _only(await self._callers(request), request.headers.get("x-app"))
+        if "x-bundle" in request.headers:
+            return _error(400, "batch_not_pinned", "A batch cannot be pinned (x-bundle): its rows ask what is live.")
         key = request.headers.get("idempotency-key")
         if key is not None and not _KEY.fullmatch(key):
             return _error(400, "bad_idempotency_key", "The idempotency key is not 1 to 255 visible ASCII characters.")
