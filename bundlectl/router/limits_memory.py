@@ -19,7 +19,7 @@ SOON: Final = 1.0
 """Seconds after which to try again when what is reserved by requests under way is in the way."""
 
 SWEEP: Final = 10_000
-"""With more subjects than this, those that were quiet for a minute and spent nothing are forgotten."""
+"""With more subjects than this, those that were quiet for a minute and spent nothing today are forgotten."""
 
 
 @dataclass(slots=True)
@@ -53,6 +53,7 @@ class MemoryCounts:
 
     monotonic: Callable[[], float] = time.monotonic
     _counts: dict[str, _Count] = field(default_factory=dict)
+    _sweep_at: int = SWEEP
 
     def take(
         self, needs: Sequence[Need], at: datetime, *, instead: Sequence[Need] = (), refuse: bool = False
@@ -91,8 +92,8 @@ class MemoryCounts:
     def _present(self, need: Need, now: float, day: int) -> _Count:
         count = self._counts.get(need.subject)
         if count is None:
-            if len(self._counts) >= SWEEP:
-                self._sweep(now)
+            if len(self._counts) >= self._sweep_at:
+                self._sweep(now, day)
             count = self._counts[need.subject] = _Count(now, day=day)
         count.refill(need, now, day)
         return count
@@ -104,12 +105,16 @@ class MemoryCounts:
         count = self._present(need, now, day)
         return count.spent + count.reserved + need.usd > bound
 
-    def _sweep(self, now: float) -> None:
+    def _sweep(self, now: float, day: int) -> None:
+        """Forget what is of no use; the next time only once there are twice as many, so that it costs each little."""
         self._counts = {
             subject: count
             for subject, count in self._counts.items()
-            if now - count.at < MINUTE or count.spent or count.reserved or (count.tokens or 0.0) < 0
+            if now - count.at < MINUTE
+            or (count.day >= day and (count.spent or count.reserved))
+            or (count.tokens or 0.0) < 0
         }
+        self._sweep_at = max(SWEEP, 2 * len(self._counts))
 
 
 def _exceeded(count: _Count, need: Need, seconds: float) -> Exceeded | None:

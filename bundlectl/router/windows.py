@@ -27,6 +27,7 @@ class GuardedStream:
         self._guard = guard
         self._max_chars = max_chars
         self._held = ""
+        self._look_at = WINDOW + STEP
         self._length = 0
         self._action = 0
         self.findings: dict[str, int] = {}
@@ -48,7 +49,7 @@ class GuardedStream:
             return self._release(GuardOutcome("", "block", {TOO_LONG: 1}), 0)
         if last:
             return self._release(self._inspect(self._held), len(self._held))
-        if len(self._held) < WINDOW + STEP:
+        if len(self._held) < self._look_at:
             return ""
         whole = self._inspect(self._held)
         if whole.action == "block":
@@ -56,7 +57,10 @@ class GuardedStream:
         for cut in self._cuts():
             head, tail = self._inspect(self._held[:cut]), self._inspect(self._held[cut:])
             if head.text + tail.text == whole.text and _sum(head, tail) == whole.findings:
+                self._look_at = WINDOW + STEP
                 return self._release(head, cut)
+        # Looked at again once it is a quarter longer: a finding that does not end would cost its length at every token.
+        self._look_at = len(self._held) * 5 // 4
         return ""
 
     def _cuts(self) -> list[int]:

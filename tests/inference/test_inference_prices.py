@@ -121,6 +121,7 @@ def test_retry_after_in_both_forms() -> None:
     assert retry_after({"Retry-After": "-3"}) == 0
     assert retry_after({"Retry-After": "nonsense"}) is None
     assert retry_after({"Retry-After": "nan"}) is None
+    assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 +2999999999999"}) is None
     assert retry_after({}) is None
     later = retry_after({"Retry-After": formatdate(time() + 30, usegmt=True)})
     assert later is not None and 25 < later <= 31

@@ -132,6 +132,17 @@ def test_quiet_subjects_are_forgotten_and_debts_are_not() -> None:
     refused(counts, clock, need(rich, "tenant:rich"))
 
 
+def test_what_was_spent_on_days_that_are_over_is_forgotten_too() -> None:
+    clock = Clock()
+    counts, limit = MemoryCounts(clock), Limit(usd_per_day=1.0)
+    for day in range(4):
+        clock.now = day * DAY
+        for n in range(SWEEP):
+            counts.settle(taken(counts, clock, need(limit, f"tenant:{day}-{n}", usd=0.5)), 0, 0.4, clock.at)
+    assert len(counts._counts) <= 2 * SWEEP
+    refused(counts, clock, need(limit, f"tenant:3-{n}", usd=0.7))
+
+
 def test_all_or_nothing() -> None:
     clock = Clock()
     counts, one, none = MemoryCounts(clock), Limit(requests_per_minute=1), Limit(usd_per_day=0.1)

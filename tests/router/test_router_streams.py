@@ -18,7 +18,7 @@ from bundlectl.router.identity import LOCAL, Identity
 from bundlectl.router.router import Event
 from bundlectl.router.run import Refusal
 from bundlectl.router.windows import WINDOW, GuardedStream
-from bundlectl.stages.guards import CompiledGuard
+from bundlectl.stages.guards import CompiledGuard, GuardOutcome
 from tests.support.answering import Setting, contract, setting
 from tests.support.fake_models import Cut, Fail, FakeModels, Say, Stall, fake_models, throttle
 
@@ -185,3 +185,21 @@ def test_it_holds_back_no_more_than_it_must() -> None:
     assert 5000 - len(released) < 2 * WINDOW
     with pytest.raises(Refusal):
         GuardedStream(GUARD, 10).feed("x" * 11)
+
+
+def test_a_finding_that_does_not_end_is_not_inspected_anew_at_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = CompiledGuard.compile(Guard(max_chars=100_000, detectors=[Detector(entity="private_key", action="redact")]))
+    looked = 0
+
+    def counted(self: CompiledGuard, text: str) -> GuardOutcome:
+        nonlocal looked
+        looked += len(text)
+        return apply(self, text)
+
+    apply = CompiledGuard.apply
+    monkeypatch.setattr(CompiledGuard, "apply", counted)
+    whole = "-----BEGIN PRIVATE KEY-----\n" + ("MIIE" * 16 + "\n") * 150
+    gate = GuardedStream(guard, 100_000)
+    released = [gate.feed(whole[at : at + 4]) for at in range(0, len(whole), 4)]
+    assert "".join([*released, gate.feed("", last=True)]) == "[PRIVATE_KEY]"
+    assert looked < 100 * len(whole)
