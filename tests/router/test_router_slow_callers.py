@@ -93,6 +93,58 @@ async def test_a_head_that_drips_has_no_more_time_than_another(fake: FakeModels)
         writer.close()
 
 
+@pytest.mark.parametrize("sent", [b"GET /", b"GET /healthz HTTP/1.1\r\nx-long: ", b"GET /healthz HTTP/1.1\r\n"])
+@pytest.mark.parametrize("behind", [b"", b"GET /healthz HTTP/1.1\r\n\r\n"])
+async def test_a_head_without_end_is_not_held(fake: FakeModels, sent: bytes, behind: bytes) -> None:
+    """Whoever sends it and wherever it goes to: a stranger could fill the memory, and a long URL costs its square."""
+
+    class Calm(Connection):
+        head_seconds = GRACE * 2
+
+    line = b"x-many: 0123456789abcdef\r\n" * 128 if sent.endswith(b"\n") else b"a" * 4096
+    async with setting(fake.base_url) as s, listening(s, by=Calm) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        if behind:
+            writer.write(behind)
+            await answered(reader)
+        writer.write(sent)
+        ended = asyncio.ensure_future(reader.read())
+        took = 0
+        with contextlib.suppress(ConnectionError):
+            while not ended.done() and took < 1_000_000:
+                writer.write(line)
+                took += len(line)
+                await writer.drain()
+                await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionResetError):  # what was sent after the reply may take the reply with it
+            reply = await asyncio.wait_for(ended, GRACE)
+            assert reply == b"" or reply.startswith(b"HTTP/1.1 431")
+        assert took < 1_000_000
+        writer.close()
+
+
+async def test_nor_is_one_behind_a_request_that_is_not_answered_yet(fake: FakeModels) -> None:
+    class Strict(Connection):
+        behind_bytes = 100_000
+
+    fake.delay = GRACE
+    async with setting(fake.base_url, values=_wide()) as s, listening(s, by=Strict) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(task="chat", policy_profile="plain", data_scope=[]))  # type: ignore[arg-type]
+        ended = asyncio.ensure_future(reader.read())
+        took = 0
+        with contextlib.suppress(ConnectionError):
+            while not ended.done() and took < 4_000_000:
+                writer.write(b"x" * 4096)
+                took += 4096
+                await writer.drain()
+                await asyncio.sleep(0)
+        assert took < 4_000_000
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(ended, GRACE) == b""
+        writer.close()
+
+
 async def test_nor_is_the_next_one_on_a_connection_that_was_answered(fake: FakeModels) -> None:
     async with setting(fake.base_url) as s, listening(s) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
