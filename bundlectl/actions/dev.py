@@ -14,7 +14,7 @@ from typing import Protocol
 
 from bundlectl.actions.ask import request_for
 from bundlectl.actions.context import Context
-from bundlectl.actions.listening import address_of, bind
+from bundlectl.actions.listening import address_of, bind, listen
 from bundlectl.actions.routing import Discarded, input_key, unreleased
 from bundlectl.bundling.build import build
 from bundlectl.bundling.documents import load_document
@@ -249,6 +249,7 @@ class _Loop:
         import uvicorn
 
         served = Served("dev", self._settings.environment, self._compiled, self._router)
+        listen(listening)
         self._show.listening(address_of(listening))
         await uvicorn.Server(uvicorn.Config(Server([served]), log_level="warning", lifespan="off")).serve([listening])
 

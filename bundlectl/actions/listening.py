@@ -18,6 +18,8 @@ from bundlectl.model.errors import BackendUnavailable
 
 IDLE_SECONDS: Final = 75
 """An idle connection is kept longer than load balancers keep theirs (60 s), so that none sends into a closed one."""
+_BACKLOG: Final = 2048
+"""Connections that wait to be accepted, as uvicorn has it."""
 _OBJECTS: Final = 20_000
 """The collector looks for garbage once so many more objects were made than freed, not 700."""
 
@@ -46,11 +48,27 @@ def bind(host: str, port: int) -> socket.socket:
             raise
         return bound
     except OSError as error:
-        raise BackendUnavailable(
-            f"The server cannot listen on {host}:{port}.",
-            why=error.strerror or str(error),
-            fix="Choose another port with --port, or end the process that holds it.",
-        ) from error
+        raise _cannot_listen(f"{host}:{port}", error) from error
+
+
+def listen(bound: socket.socket) -> None:
+    """Let callers in. Several may have taken an address with :func:`bind` while nobody listened there; one gets it.
+
+    Raises:
+        BackendUnavailable: another process was faster.
+    """
+    try:
+        bound.listen(_BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(address_of(bound).removeprefix("http://"), error) from error
+
+
+def _cannot_listen(where: str, error: OSError) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"The server cannot listen on {where}.",
+        why=error.strerror or str(error),
+        fix="Choose another port with --port, or end the process that holds it.",
+    )
 
 
 def address_of(listening: socket.socket) -> str:
@@ -108,6 +126,16 @@ class Graceful(uvicorn.Server):
         """Take what to tell as soon as the end is asked for."""
         super().__init__(config)
         self._on_exit = on_exit
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen.
+
+        Raises:
+            BackendUnavailable: another process listens there by now.
+        """
+        for one in sockets or ():
+            listen(one)
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end."""

@@ -1,0 +1,35 @@
+"""Where a server listens: two that start at once on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from bundlectl.actions.listening import Graceful, bind, configured, listen
+from bundlectl.model.errors import BackendUnavailable
+
+
+def two_on_one_port() -> tuple[socket.socket, socket.socket]:
+    first = bind("127.0.0.1", 0)
+    return first, bind("127.0.0.1", first.getsockname()[1])
+
+
+def test_of_two_that_took_an_address_one_listens_and_the_other_is_told() -> None:
+    first, second = two_on_one_port()
+    with first, second:
+        listen(first)
+        with pytest.raises(BackendUnavailable) as told:
+            listen(second)
+        assert told.value.exit_code == 6
+        assert told.value.what == f"The server cannot listen on 127.0.0.1:{first.getsockname()[1]}."
+        assert "--port" in told.value.fix
+
+
+def test_a_server_that_comes_second_ends_with_that() -> None:
+    first, second = two_on_one_port()
+    with first, second:
+        listen(first)
+        with pytest.raises(BackendUnavailable):
+            asyncio.run(Graceful(configured(None)).serve([second]))
