@@ -60,6 +60,7 @@ from bundlectl.evaluation.labels import Label
 from bundlectl.evaluation.report import Report
 from bundlectl.insight.diff import BundleDiff
 from bundlectl.insight.explain import Explanation
+from bundlectl.insight.kept import KeptAnswer
 from bundlectl.model import components, types
 from bundlectl.model.attestation import Approval, Envelope, EvaluationResult, Override, Statement
 from bundlectl.model.batch import Batch, BatchHeader, BatchRequest, BatchResult
@@ -152,7 +153,11 @@ OUTPUTS: Final = {
     "diff": Format("bundlectl diff", BundleDiff),
     "drift": Format("bundlectl drift", Drifted),
     "eval": Format("bundlectl eval", list[Evaluated], "One result for each suite."),
-    "explain": Format("bundlectl explain", Explanation | Receipt, "Two receipts explained; or the one, as it is."),
+    "explain": Format(
+        "bundlectl explain",
+        Explanation | KeptAnswer | Receipt,
+        "Two receipts explained; or the one, as it is, with that of the request it was kept from.",
+    ),
     "export": Format("bundlectl export", Transferred),
     "history": Format("bundlectl history", History),
     "import": Format("bundlectl import", Transferred),

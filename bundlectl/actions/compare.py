@@ -9,6 +9,7 @@ from bundlectl.actions.receipts import find_receipt
 from bundlectl.insight.diff import BundleDiff, DocumentChange, ScoreChange, diff_bundles, diff_scores
 from bundlectl.insight.explain import Explanation
 from bundlectl.insight.explain import explain as explain_receipts
+from bundlectl.insight.kept import KeptAnswer, is_kept, note_of
 from bundlectl.model.attestation import EvaluationResult
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
@@ -97,17 +98,37 @@ def _results(ctx: Context, app: str, bundle: Bundle, keyring: VerifiedKeyring) -
     return [item.predicate for item in counted if isinstance(item.predicate, EvaluationResult)]
 
 
-def explain(ctx: Context, a: str, b: str | None = None) -> Explanation | Receipt:
-    """Say why two answers differ; with one receipt, give it.
+def explain(ctx: Context, a: str, b: str | None = None) -> Explanation | KeptAnswer | Receipt:
+    """Say why two answers differ; with one receipt, give it, and what its answer was made by where it was kept.
 
     Raises:
         NotFound: a receipt is not there.
     """
     first = find_receipt(ctx, a)
+    made = _made_by(ctx, first)
     if b is None:
-        return first
+        note = note_of(first, made)
+        return first if note is None else KeptAnswer(receipt=first, made_by=made, note=note)
     second = find_receipt(ctx, b)
-    return explain_receipts(first, second, snapshot_a=_snapshot(ctx, first), snapshot_b=_snapshot(ctx, second))
+    made_b = _made_by(ctx, second)
+    return explain_receipts(
+        first,
+        second,
+        snapshot_a=_snapshot(ctx, made or first),
+        snapshot_b=_snapshot(ctx, made_b or second),
+        made_a=made,
+        made_b=made_b,
+    )
+
+
+def _made_by(ctx: Context, receipt: Receipt) -> Receipt | None:
+    """Give the receipt of the request that a kept answer was made for; None: it was not kept, or that is gone."""
+    if receipt.cached_from is None or not is_kept(receipt):
+        return None
+    try:
+        return find_receipt(ctx, receipt.cached_from)
+    except NotFound:
+        return None
 
 
 def _snapshot(ctx: Context, receipt: Receipt) -> Snapshot | None:

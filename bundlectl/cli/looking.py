@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bundlectl.actions.show import Shown
     from bundlectl.insight.diff import BundleDiff
     from bundlectl.insight.explain import Explanation
+    from bundlectl.insight.kept import KeptAnswer
     from bundlectl.model.receipt import Receipt
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="support@sha256:…, support:prod, support:prod@41 or a path.")]
@@ -77,10 +78,13 @@ def register(app: typer.Typer) -> None:
         """
         from bundlectl.actions.compare import explain as act
         from bundlectl.insight.explain import Explanation
+        from bundlectl.insight.kept import KeptAnswer
 
         result = act(session.context(), a, b)
         if isinstance(result, Explanation):
             session.show(result, lambda out: explanation(out, result))
+        elif isinstance(result, KeptAnswer):
+            session.show(result, lambda out: _kept(out, result))
         else:
             session.show(result, lambda out: receipt_lines(out, result))
 
@@ -255,6 +259,8 @@ def explanation(out: Console, result: Explanation) -> None:
             f"{ref.bundle[:19]}  {said}",
             markup=False,
         )
+        for note in side.notes:
+            out.print(f"   {note}", markup=False)
     out.print(Text(f"\n{'':<20}{'changed':<10}{'reached the answer':<21}consequence of", style="bold"))
     for row in result.rows:
         if row.changed == "no":
@@ -273,6 +279,14 @@ def explanation(out: Console, result: Explanation) -> None:
     out.print(f"\n{result.summary}", markup=False, style="bold")
 
 
+def _kept(out: Console, result: KeptAnswer) -> None:
+    """Print a kept answer's receipt, and below it the one of the request that it was made for."""
+    receipt_lines(out, result.receipt)
+    out.print(f"\n{result.note}", markup=False, style="bold")
+    if result.made_by is not None:
+        receipt_lines(out, result.made_by)
+
+
 def receipt_lines(out: Console, receipt: Receipt) -> None:
     """Print one receipt, a fact a line."""
     ref = receipt.release
@@ -288,6 +302,8 @@ def receipt_lines(out: Console, receipt: Receipt) -> None:
         ("access", receipt.access or "not decided"),
         ("route", f"{receipt.route or 'none'}: {receipt.route_why}"),
     ]
+    if receipt.cached_from is not None:
+        facts.append(("cache", f"the answer was kept from receipt {receipt.cached_from}"))
     if receipt.pinned is not None:
         what = "the live bundle" if receipt.pinned.to == "head" else "the rollback target"
         facts.append(("pinned", f"by its caller to {what}; live was release {receipt.pinned.serial}"))

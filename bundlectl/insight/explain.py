@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bundlectl.insight.kept import as_made, is_kept, note_of, unknown_where_lost
 from bundlectl.insight.rows import (
     Row,
     Ternary,
@@ -39,6 +40,8 @@ class Side(Strict):
     refused: str | None
     degraded: str | None
     answer_digest: str | None
+    notes: list[str] = []
+    """What else is to be known of it: that it was kept, or pinned."""
 
 
 class Explanation(Strict):
@@ -53,7 +56,13 @@ class Explanation(Strict):
 
 
 def explain(
-    a: Receipt, b: Receipt, *, snapshot_a: Snapshot | None = None, snapshot_b: Snapshot | None = None
+    a: Receipt,
+    b: Receipt,
+    *,
+    snapshot_a: Snapshot | None = None,
+    snapshot_b: Snapshot | None = None,
+    made_a: Receipt | None = None,
+    made_b: Receipt | None = None,
 ) -> Explanation:
     """Hold two receipts against each other.
 
@@ -62,14 +71,24 @@ def explain(
         b: the later answer's receipt.
         snapshot_a: the snapshot that ``a`` searched, to name documents that are new, changed or gone.
         snapshot_b: the same for ``b``.
+        made_a: where ``a`` is a kept answer: the receipt of the request that it was made for; None: it is gone.
+        made_b: the same for ``b``.
     """
-    rows = _traced_back(_linked(rows_of(a, b, snapshot_a, snapshot_b), a, b))
+    sides = _side(a, made_a), _side(b, made_b)
+    lost = [
+        one.cached_from
+        for one, made in ((a, made_a), (b, made_b))
+        if one.cached_from is not None and is_kept(one) and made is None
+    ]
+    a, b = as_made(a, made_a), as_made(b, made_b)
+    rows = unknown_where_lost(rows_of(a, b, snapshot_a, snapshot_b, lost), a, b, lost)
+    rows = _traced_back(_linked(rows, a, b))
     same = _same_answer(a, b)
     causes = [row.question for row in rows if row.changed == "yes" and row.reached == "yes" and not row.consequence_of]
     if same == "yes":
         causes = []
     return Explanation(
-        a=_side(a), b=_side(b), same_answer=same, rows=rows, causes=causes, summary=_summary(same, rows, causes)
+        a=sides[0], b=sides[1], same_answer=same, rows=rows, causes=causes, summary=_summary(same, rows, causes)
     )
 
 
@@ -199,14 +218,22 @@ def _summary(same: Ternary, rows: Sequence[Row], causes: Sequence[str]) -> str:
     return f"The answer changed because of: {told}."
 
 
-def _side(receipt: Receipt) -> Side:
+def _side(receipt: Receipt, made: Receipt | None) -> Side:
+    notes = [note for note in (note_of(receipt, made), _pin_of(receipt)) if note is not None]
     return Side(
         receipt=receipt.id,
         time=receipt.form()["time"],
         release=receipt.release,
         route=receipt.route,
-        model=answered_by(receipt),
+        model=answered_by(as_made(receipt, made)),
         refused=receipt.refused.code if receipt.refused else None,
         degraded=receipt.degraded.reason if receipt.degraded else None,
         answer_digest=receipt.answer_digest,
+        notes=notes,
     )
+
+
+def _pin_of(receipt: Receipt) -> str | None:
+    if receipt.pinned is None or receipt.pinned.to == "head":
+        return None
+    return f"pinned by its caller to the rollback target of release {receipt.pinned.serial}, which was live"

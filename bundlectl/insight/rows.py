@@ -23,8 +23,13 @@ class Row(Strict):
     consequence_of: list[str] = []
 
 
-def rows_of(a: Receipt, b: Receipt, snapshot_a: Snapshot | None, snapshot_b: Snapshot | None) -> list[Row]:
-    """Answer each question; what follows from what is not looked at yet."""
+def rows_of(
+    a: Receipt, b: Receipt, snapshot_a: Snapshot | None, snapshot_b: Snapshot | None, lost: Sequence[str] = ()
+) -> list[Row]:
+    """Answer each question; what follows from what is not looked at yet.
+
+    ``lost`` are receipts that kept answers were made for, and that are gone.
+    """
     return [
         _question_row(a, b),
         _identity_row(a, b),
@@ -37,7 +42,7 @@ def rows_of(a: Receipt, b: Receipt, snapshot_a: Snapshot | None, snapshot_b: Sna
         _guard_row(a, b),
         _routing_row(a, b),
         _validation_row(a, b),
-        _cache_row(a, b),
+        _cache_row(a, b, lost),
         _health_row(a, b),
         _code_row(a, b),
     ]
@@ -307,12 +312,14 @@ def _validation_row(a: Receipt, b: Receipt) -> Row:
     )
 
 
-def _cache_row(a: Receipt, b: Receipt) -> Row:
+def _cache_row(a: Receipt, b: Receipt, lost: Sequence[str]) -> Row:
     changed: Ternary = "yes" if a.cache != b.cache else "no"
     what = f"{a.cache} -> {b.cache}" if changed == "yes" else f"{a.cache} in both"
-    reached: Ternary = "yes" if changed == "yes" and "hit" in (a.cache, b.cache) else "no"
-    hits = [f"explain {one.cached_from} in place of {one.id}" for one in (a, b) if one.cached_from is not None]
-    why = f"A kept answer was made elsewhere: {', '.join(hits)}." if hits else ""
+    hits = [one for one in (a, b) if one.cache == "hit"]
+    reached: Ternary = "yes" if changed == "yes" and hits else "no"
+    if hits and all(one.cached_from is not None for one in hits):
+        reached = "unknown" if lost else "no"
+    why = "A kept answer is explained by the request that it was made for." if hits and reached == "no" else ""
     return Row(question="cache", changed=changed, what=what, reached=reached, why=why)
 
 

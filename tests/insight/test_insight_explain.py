@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundlectl.insight.explain import Explanation, Row, explain
-from bundlectl.model.contract import Refused, ReleaseRef
+from bundlectl.model.contract import Pinned, Refused, ReleaseRef
 from bundlectl.model.receipt import GuardRecord, Receipt, ValidationRecord
 from tests.insight.receipts import ONE, TWO, by_fallback, call, denied, found, receipt, sha, snapshot, used
 
@@ -229,3 +229,43 @@ def test_any_two_receipts_explain_without_a_circle(names: list[str]) -> None:
             if name not in seen:
                 seen.add(name)
                 ahead += by_name[name].consequence_of
+
+
+KEPT: dict[str, Any] = {
+    "id": "r9",
+    "cache": "hit",
+    "cached_from": "r1",
+    "attempts": [],
+    "retrieval": None,
+    "prompt_digest": None,
+    "prompt_tokens": None,
+    "prompt_reached_model": None,
+    "guards": [GuardRecord(side="input", action="pass")],
+    "validation": None,
+}
+
+
+def test_a_kept_answer_is_explained_by_what_made_it() -> None:
+    changed = receipt("b", id="r2", components={"prompts": "p2"}, **OTHER)
+    told = explain(changed, receipt(**KEPT), made_b=A)
+    assert (
+        told.causes == ["prompt"] and told.b.model == "small/openai" and "receipt r1 of 2026-11-23" in told.b.notes[0]
+    )
+    assert row(told, "retrieved context").changed == "no" and row(told, "cache").reached == "no"
+    assert explain(A, receipt(**KEPT), made_b=A).same_answer == "yes"
+
+
+def test_where_that_receipt_is_gone_nothing_is_made_up() -> None:
+    changed = receipt("b", id="r2", tenant="zenith", components={"prompts": "p2"}, **OTHER)
+    told = explain(changed, receipt(**KEPT))
+    assert told.causes == [] and "receipt is not here" in told.b.notes[0]
+    assert (row(told, "prompt").changed, row(told, "prompt").reached) == ("yes", "unknown"), "the bundle is known"
+    for question in ("retrieved context", "documents", "model", "health", "output validation"):
+        assert row(told, question).changed == "unknown" and "r1" in row(told, question).why
+    assert row(told, "identity").reached == "unknown"
+
+
+def test_a_pin_is_told() -> None:
+    pinned = receipt("b", id="r2", pinned=Pinned(to="rollback_target", epoch=1, serial=8), components={"prompts": "p0"})
+    assert "rollback target of release 8" in explain(A, pinned).b.notes[0]
+    assert explain(A, receipt(pinned=Pinned(to="head", epoch=1, serial=8))).b.notes == []

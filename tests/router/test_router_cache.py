@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 import bundlectl
-from bundlectl.insight.rows import rows_of
+from bundlectl.insight.explain import explain
+from bundlectl.insight.kept import MADE_THERE, as_made
 from bundlectl.model.bindings import AnswerCaching, Bindings
 from bundlectl.model.contract import ReleaseRef, Request
 from bundlectl.model.errors import NotFound, UsageError
@@ -135,12 +136,24 @@ async def no_index(*_: Any) -> OpenIndex:
 
 
 async def test_explain_reads_a_hit(fake: FakeModels) -> None:
+    """What is read of a hit is what made its answer; without that receipt nothing is claimed of it."""
     async with setting(fake.base_url, bindings=CACHE) as s:
         router = caching(s, MemoryCache())
         first, second = [(await router.handle(contract(), LOCAL)).receipt for _ in range(2)]
-        rows = {row.question: row for row in rows_of(first, second, None, None)}
-        assert (rows["cache"].what, rows["cache"].reached) == ("miss -> hit", "yes")
-        assert rows["cache"].why == f"A kept answer was made elsewhere: explain {first.id} in place of {second.id}."
+        fake.default = Say("Something else [2].")
+        third = (await router.handle(contract(), LOCAL, caching="off")).receipt
+    assert as_made(second, first).form() == first.form() | {
+        key: second.form()[key] for key in ("id", "cache", "cached_from", "usage", "cost", "stages")
+    }
+    same = explain(first, second, made_b=first)
+    assert same.same_answer == "yes" and [row.question for row in same.rows if row.changed == "yes"] == ["cache"]
+    told = explain(second, third, made_a=first)
+    assert told.causes == [] and told.summary.endswith("Not knowable from receipts: model.")
+    assert first.id in told.a.notes[0] and told.a.model == told.b.model
+    lost = explain(second, third)
+    assert lost.causes == [] and first.id in lost.a.notes[0] and "not here" in lost.a.notes[0]
+    assert {row.question for row in lost.rows if row.changed == "unknown"} == set(MADE_THERE)
+    assert "retrieved context" in lost.summary
 
 
 async def test_only_serve_gives_a_router_a_cache() -> None:
