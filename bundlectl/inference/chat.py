@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from bundlectl.inference.http import MAX_REPLY
-from bundlectl.inference.provider import ModelCall, ModelReply, ProviderError
+from bundlectl.inference.provider import ModelCall, ModelReply, ProviderError, worded
 from bundlectl.model.contract import Usage
 
 _DONE = b"[DONE]"
@@ -39,7 +39,7 @@ def chat_reply(value: Any, what: str) -> ModelReply:
     """Read a whole reply.
 
     Raises:
-        ProviderError: ``invalid``: it is not one; ``refused``: it declines to answer.
+        ProviderError: ``invalid``: it is not one; ``refused``: it declines to answer, or says nothing.
     """
     try:
         choice = value["choices"][0]
@@ -49,15 +49,17 @@ def chat_reply(value: Any, what: str) -> ModelReply:
     if not isinstance(message, dict):
         raise ProviderError("invalid", f"{what}: the reply's message is no object.")
     _check_willing(message, choice, what)
-    text = message.get("content")
-    if not isinstance(text, str):
+    text, cut = message.get("content"), choice.get("finish_reason") == "length"
+    if not isinstance(text, str | None):
         raise ProviderError("invalid", f"{what}: the reply's message has no text.")
     usage = value.get("usage")
-    return ModelReply(
-        text=text,
+    reply = ModelReply(
+        text=text or "",
         usage=_usage(usage) if isinstance(usage, dict) else Usage(),
         provider_model=_string(value.get("model")),
+        cut=cut,
     )
+    return worded(reply, what)
 
 
 class ChatStream:
@@ -71,6 +73,7 @@ class ChatStream:
         self._size = 0
         self._usage = Usage()
         self._model: str | None = None
+        self._cut = False
 
     def take(self, data: bytes) -> str:
         """Read one event and give its text."""
@@ -81,7 +84,7 @@ class ChatStream:
             chunk = from_json(data)
         except ValueError as error:
             raise ProviderError("invalid", f"{self._what}: an event of the stream is not JSON.") from error
-        if not isinstance(chunk, dict) or "error" in chunk:
+        if not isinstance(chunk, dict) or chunk.get("error"):
             raise ProviderError("unavailable", f"{self._what}: the stream carried an error.")
         self._model = _string(chunk.get("model")) or self._model
         if isinstance(chunk.get("usage"), dict):
@@ -94,6 +97,8 @@ class ChatStream:
         if not isinstance(delta, dict):
             raise ProviderError("invalid", f"{self._what}: a choice of the stream has no delta.")
         _check_willing(delta, choice, self._what)
+        if choice.get("finish_reason") == "length":
+            self._cut = True
         text = _string(delta.get("content")) or ""
         self._size += len(text)
         if self._size > MAX_REPLY:
@@ -102,8 +107,14 @@ class ChatStream:
         return text
 
     def reply(self) -> ModelReply:
-        """Give the whole reply."""
-        return ModelReply(text="".join(self._parts), usage=self._usage, provider_model=self._model)
+        """Give the whole reply.
+
+        Raises:
+            ProviderError: ``refused``: it says nothing.
+        """
+        text = "".join(self._parts)
+        reply = ModelReply(text=text, usage=self._usage, provider_model=self._model, cut=self._cut)
+        return worded(reply, self._what)
 
 
 class ServerSentEvents:

@@ -14,11 +14,13 @@ from pydantic_core import from_json, to_json
 
 from bundlectl.inference.bedrock_settings import BedrockGuard, ConverseParameters, first_problem
 from bundlectl.inference.http import MAX_REPLY
-from bundlectl.inference.provider import ModelCall, ModelReply, ProviderError
+from bundlectl.inference.provider import ModelCall, ModelReply, ProviderError, worded
 from bundlectl.model.contract import Usage
 
-ENDED: Final = ("end_turn", "stop_sequence", "max_tokens", "model_context_window_exceeded")
-"""Reasons to stop that leave a text. One that was cut short is judged like any other text: by its form."""
+CUT: Final = ("max_tokens", "model_context_window_exceeded")
+"""Reasons to stop before the end of a text."""
+ENDED: Final = ("end_turn", "stop_sequence", *CUT)
+"""Reasons to stop that leave a text."""
 DECLINED: Final = ("guardrail_intervened", "content_filtered", "refusal")
 
 TOOL: Final = "answer"
@@ -75,7 +77,8 @@ class Conversation:
         Raises:
             ProviderError: ``invalid``: it is not one; ``refused``: it declines to answer.
         """
-        self.check_stop(value.get("stopReason") if isinstance(value, dict) else None)
+        stop = value.get("stopReason") if isinstance(value, dict) else None
+        self.check_stop(stop)
         try:
             content = value["output"]["message"]["content"]
             blocks = [block for block in content if isinstance(block, dict)]
@@ -86,7 +89,7 @@ class Conversation:
             parts = [to_json(use["input"]).decode() for use in used if isinstance(use.get("input"), dict)][:1]
         else:
             parts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
-        return self.whole("".join(parts), value)
+        return self.whole("".join(parts), value, stop)
 
     def check_stop(self, stop: Any) -> None:
         """Check why the model stopped.
@@ -100,25 +103,27 @@ class Conversation:
             why = stop if isinstance(stop, str) and stop.isidentifier() and len(stop) <= 64 else "no stopReason"
             raise ProviderError("invalid", f"{self.what}: the reply ended with {why}.", why=why)
 
-    def whole(self, text: str, value: Mapping[str, Any]) -> ModelReply:
-        """Make the reply of its text and the object with usage, metrics and how it was served.
+    def whole(self, text: str, value: Mapping[str, Any], stop: Any) -> ModelReply:
+        """Make the reply of its text, the object with usage, metrics and how it was served, and why it stopped.
 
         Raises:
-            ProviderError: ``invalid``: there is no text.
+            ProviderError: ``refused``: there is no text; ``invalid``: the tool was not called.
         """
-        if not text:
-            raise ProviderError("invalid", f"{self.what}: the reply's message has no text.")
+        if self.through_tool and not text:
+            raise ProviderError("invalid", f"{self.what}: the reply calls no tool.", why="no tool was called")
         latency = _count(value.get("metrics"), "latencyMs")
         invoked = _name(_member(value.get("trace"), "promptRouter"), "invokedModelId")
         tier = _name(value.get("serviceTier"), "type") or self.parameters.service_tier
         fast = _name(value.get("performanceConfig"), "latency") or self.parameters.latency
-        return ModelReply(
+        reply = ModelReply(
             text=text,
             usage=read_usage(value.get("usage"), self.parameters.prompt_cache),
             provider_model=invoked,
             priced_as=price_name(invoked or self.called, tier, fast),
             provider_seconds=latency / 1000 if latency else None,
+            cut=stop in CUT,
         )
+        return worded(reply, self.what)
 
 
 def price_name(called: str, tier: str | None, latency: str | None) -> str:
@@ -134,13 +139,13 @@ class ConverseStream:
         self._what = conversation.what
         self._parts: list[str] = []
         self._size = 0
-        self._stopped = False
+        self._stopped: Any = None
         self._metadata: dict[str, Any] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether the reply is whole."""
-        return self._stopped and self._metadata is not None
+        return self._stopped is not None and self._metadata is not None
 
     def take(self, event: tuple[str, bytes], /) -> str:
         """Read one event and give its text; events of other kinds are skipped."""
@@ -148,15 +153,16 @@ class ConverseStream:
         if kind == "contentBlockDelta":
             return self._text(self._read(payload).get("delta"))
         if kind == "messageStop":
-            self._conversation.check_stop(self._read(payload).get("stopReason"))
-            self._stopped = True
+            stop = self._read(payload).get("stopReason")
+            self._conversation.check_stop(stop)
+            self._stopped = stop
         elif kind == "metadata":
             self._metadata = self._read(payload)
         return ""
 
     def reply(self) -> ModelReply:
         """Give the whole reply."""
-        return self._conversation.whole("".join(self._parts), self._metadata or {})
+        return self._conversation.whole("".join(self._parts), self._metadata or {}, self._stopped)
 
     def _read(self, payload: bytes) -> dict[str, Any]:
         try:

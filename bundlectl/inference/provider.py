@@ -73,7 +73,7 @@ class ModelReply:
     know what they quoted; ``None`` means that the citations are in the text (``[n]``, or a ``citations`` array in
     JSON). ``refused``: the provider found no answer in the passages, and ``text`` says so to the reader.
     ``priced_as`` is the name that the price book has for what was called, where it is not the bundle's model;
-    ``provider_seconds`` is how long the provider says it worked.
+    ``provider_seconds`` is how long the provider says it worked. ``cut``: the model was stopped at its longest answer.
     """
 
     text: str
@@ -83,6 +83,7 @@ class ModelReply:
     refused: bool = False
     priced_as: str | None = None
     provider_seconds: float | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +100,38 @@ class ProviderError(BackendUnavailable):
     ``kind`` is the normalised cause: ``throttled`` (429), ``timeout`` (a deadline passed), ``unavailable`` (no
     connection, 5xx), ``refused`` (the provider would not answer: its own filter, 4xx), ``invalid`` (a reply that is
     not in the wire format), ``broken_stream`` (ended without its end marker). ``retry_after`` in seconds, where
-    the provider named one.
+    the provider named one. ``reply``: one that came whole all the same, whose usage counts.
     """
 
     code: ClassVar[str] = "model_unavailable"
 
-    def __init__(self, kind: ErrorKind, what: str, *, why: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        kind: ErrorKind,
+        what: str,
+        *,
+        why: str = "",
+        retry_after: float | None = None,
+        reply: ModelReply | None = None,
+    ) -> None:
         super().__init__(what, why=why)
         self.kind: ErrorKind = kind
         self.retry_after = retry_after
+        self.reply = reply
+
+
+def worded(reply: ModelReply, what: str) -> ModelReply:
+    """Give a reply that says something.
+
+    Raises:
+        ProviderError: ``refused``: there is no word in it, as of a model that spent all its tokens on thinking, or
+            called a tool. Asked again it would say as little, and of its health that says nothing: a caller may have
+            wished for it.
+    """
+    if reply.text.strip():
+        return reply
+    why = "no text within max_tokens" if reply.cut else "no text"
+    raise ProviderError("refused", f"{what} answered without a word.", why=why, reply=reply)
 
 
 @runtime_checkable

@@ -69,7 +69,7 @@ async def guard_output(run: Run) -> None:
         run.output = outcome.text
         await _inspect(run)
         return
-    checked = run.checked = await _check(run.task.output, text)
+    checked = run.checked = await _check(run.task.output, _reply(run))
     if checked.outcome == "invalid":
         return
     try:
@@ -114,13 +114,13 @@ def answer_digest(output: object) -> str:
     return digest(_SORTED.encode(output).encode())
 
 
-async def _check(output: CompiledOutput, text: str) -> OutputResult:
+async def _check(output: CompiledOutput, reply: ModelReply) -> OutputResult:
     """Check a form; broken JSON in a thread, since repairing it may take half a second."""
     try:
-        from_json(text)
+        from_json(reply.text)
     except ValueError:
-        return await asyncio.to_thread(output.check, text)
-    return output.check(text)
+        return await asyncio.to_thread(output.check, reply.text, cut=reply.cut)
+    return output.check(reply.text)
 
 
 def validate_output(run: Run) -> str | None:

@@ -255,6 +255,9 @@ class Invocation:
     def _answered(self, route: CompiledRoute, breaker: Breaker, reply: ModelReply, began: float) -> None:
         breaker.succeeded()
         self._record(route, "ok", "", time.monotonic() - began, reply)
+        self._spend(route, reply)
+
+    def _spend(self, route: CompiledRoute, reply: ModelReply) -> None:
         self.spent.append((route.model.provider, reply.priced_as or route.model.model, reply.usage))
 
     def _failed(
@@ -264,7 +267,9 @@ class Invocation:
             breaker.released()
         else:
             breaker.failed(time.monotonic())
-        self._record(route, error.kind, error.why, time.monotonic() - began)
+        self._record(route, error.kind, error.why, time.monotonic() - began, error.reply)
+        if error.reply is not None:
+            self._spend(route, error.reply)
 
     def _gave_up(
         self, route: CompiledRoute, breaker: Breaker, ended: BaseException, began: float, came: str = ""

@@ -1,5 +1,8 @@
 """Is this answer of the form that was promised? JSON Schema 2020-12, compiled once; broken JSON is repaired once.
 
+A repair may add what JSON puts around what is said, and nothing else: where it would lose or change a word or a digit
+(``1 000`` read as 1, the first of two objects), or the end is missing, the answer is invalid, and not another one.
+
 Patterns in a schema run in linear time, because what they are matched against is written by a model: look-around
 and backreferences are refused. References stay inside the schema. DESIGN section 8.
 """
@@ -21,6 +24,10 @@ from bundlectl.stages.errors import SchemaError
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _MAX_ERRORS = 20
 _BRACKET = re.compile(r"[\[\]{}]")
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+_SPACE = re.compile(r"\\[nrtbf]|\s")
+_BETWEEN = re.compile(r"(?<!\d),|,(?!\d)")
+_AROUND = re.compile(r"[\"'`:{}\[\]\\]")
 _MAX_REPAIR = 32_000
 _MAX_OPEN = 64
 _MAX_BRACKETS = 1_000
@@ -76,14 +83,17 @@ class CompiledOutput:
             [pointer for pointer, _ in findings],
         )
 
-    def check(self, text: str) -> OutputResult:
-        """Parse and validate what a model wrote; format ``text`` takes it as it is. Never raises."""
+    def check(self, text: str, *, cut: bool = False) -> OutputResult:
+        """Parse and validate what a model wrote; format ``text`` takes it as it is. Never raises.
+
+        ``cut``: the model was stopped at its longest answer, so that an end which is missing says something.
+        """
         if self._validator is None:
             return OutputResult(text, "valid")
         try:
             value = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError):
-            return self._repair(text)
+            return self._cut_off() if cut else self._repair(text)
         errors = self._errors(value)
         return OutputResult(None, "invalid", errors) if errors else OutputResult(value, "valid")
 
@@ -91,16 +101,17 @@ class CompiledOutput:
         not_json = OutputResult(None, "invalid", ("the whole answer: not JSON, and not near enough to JSON to repair",))
         if not _repairable(text):
             return not_json
-        import json_repair  # of the extra 'router': checking a schema at build must not need it
-
-        try:
-            value = json_repair.loads(text)
-        except (ValueError, RecursionError):
-            return not_json
+        value = _only_one(text)
+        if value is None:
+            value = _repaired(text)
         if not isinstance(value, dict | list):
             return not_json
         errors = self._errors(value)
         return OutputResult(None, "invalid", errors) if errors else OutputResult(value, "repaired")
+
+    def _cut_off(self) -> OutputResult:
+        problem = "the whole answer: cut off, as it was longer than the model may answer; say it shorter"
+        return OutputResult(None, "invalid", (problem,))
 
     def _errors(self, value: Any) -> tuple[str, ...]:
         assert self._validator is not None, "called only where there is a schema"
@@ -128,8 +139,45 @@ def _repairable(text: str) -> bool:
     return 0 < deepest <= _MAX_OPEN and len(brackets) <= _MAX_BRACKETS
 
 
+def _only_one(text: str) -> Any:
+    """Give the value of the only JSON in a text, whatever words are before and after; ``None`` where there is none."""
+    start = _BRACKET.search(text)
+    if start is None:
+        return None
+    try:
+        value, end = _STRICT.raw_decode(text, start.start())
+    except (ValueError, RecursionError):
+        return None
+    return value if _BRACKET.search(text, end) is None else None
+
+
+def _repaired(text: str) -> Any:
+    """Give the value that broken JSON says; ``None`` where it would say something else."""
+    import json_repair  # of the extra 'router': checking a schema at build must not need it
+
+    start = _BRACKET.search(text)
+    body = text[start.start() if start else 0 :]
+    try:
+        value = json_repair.loads(body)
+        said = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return None
+    return value if _words(body) == _words(said) else None
+
+
+def _words(text: str) -> str:
+    """Give what JSON says, without what it puts around that."""
+    text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # two halves escaped are one character
+    bare = _AROUND.sub("", _BETWEEN.sub("", _SPACE.sub("", text)))
+    return bare.casefold().replace("none", "null")
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+_STRICT = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _pointer(path: list[str | int]) -> str:

@@ -325,3 +325,13 @@ async def test_parameters_that_do_not_fit_make_no_call(fake: FakeBedrock, direct
         await direct().generate(call(parameters={"max_tokns": 5}))
     assert caught.value.kind == "refused" and "max_tokns" in caught.value.why
     assert not fake.seen
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("stop", "cut"), [("end_turn", False), ("max_tokens", True)])
+async def test_a_reply_that_was_cut_off_says_so(
+    fake: FakeBedrock, direct: Direct, streamed: bool, stop: str, cut: bool
+) -> None:
+    fake.default = Answer("At most 10", stop=stop)
+    reply = await direct().generate(call(first_token=2.0 if streamed else None))
+    assert (reply.text, reply.cut) == ("At most 10", cut)

@@ -110,13 +110,44 @@ async def test_misbehaviour_has_one_vocabulary(
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', b"null"],
+    [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": 5}}]}', b"null"],
 )
 async def test_a_reply_in_another_format_is_invalid(provider: OpenAIProvider, fake: FakeModels, body: bytes) -> None:
     fake.then(Raw(body))
     with pytest.raises(ProviderError) as caught:
         await provider.generate(call())
     assert caught.value.kind == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("said", "finish", "why"),
+    [
+        ({"content": None, "tool_calls": [{"index": 0}]}, "tool_calls", "no text"),
+        ({"content": ""}, "length", "no text within max_tokens"),
+        ({"content": " \n"}, "stop", "no text"),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_reply_without_a_word_is_no_answer_and_its_tokens_count(
+    provider: OpenAIProvider, fake: FakeModels, said: dict[str, Any], finish: str, why: str, streamed: bool
+) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 7}
+    part = {"index": 0, "finish_reason": finish, "delta" if streamed else "message": said}
+    data = json.dumps({"choices": [part], "usage": usage}).encode()
+    fake.then(Raw(b"data: " + data + b"\n\ndata: [DONE]\n\n" if streamed else data))
+    with pytest.raises(ProviderError) as caught:
+        await provider.generate(call(first_token=2.0 if streamed else None))
+    assert (caught.value.kind, caught.value.why) == ("refused", why)
+    assert caught.value.reply is not None and caught.value.reply.usage.output_tokens == 7
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_reply_that_was_cut_off_says_so(provider: OpenAIProvider, fake: FakeModels, streamed: bool) -> None:
+    part = {"finish_reason": "length", "error": None, "delta" if streamed else "message": {"content": "At most 10"}}
+    data = json.dumps({"error": None, "choices": [part]}).encode()
+    fake.then(Raw(b"data: " + data + b"\n\ndata: [DONE]\n\n" if streamed else data))
+    reply = await provider.generate(call(first_token=2.0 if streamed else None))
+    assert (reply.text, reply.cut) == ("At most 10", True)
 
 
 @pytest.mark.parametrize(

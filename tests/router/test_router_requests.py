@@ -193,6 +193,24 @@ async def test_output_that_misses_its_form(
         assert fake.requests[2]["messages"] == fake.requests[0]["messages"]
 
 
+async def test_an_object_that_was_cut_off_is_asked_for_again_and_not_guessed(fake: FakeModels) -> None:
+    half = {"finish_reason": "length", "message": {"content": '{"citations": [1], "answer": "At most 10'}}
+    silent = {"finish_reason": "length", "message": {"content": ""}}
+    usage = {"prompt_tokens": 5, "completion_tokens": 7}
+    half, silent = (Raw(json.dumps({"choices": [one], "usage": usage}).encode()) for one in (half, silent))
+    values = parts()
+    values["routes"] = Routes(routes={"fast": Route(model="small", fallback=["last"]), "last": Route(model="plain")},
+                              select=[Rule(use="fast")])  # fmt: skip
+    fake.then(half, Say('{"citations": [1], "answer": "At most 1000"}'), half, silent)
+    async with setting(fake.base_url, values=values) as s:
+        outcome = await s.router.handle(contract("ask_json"), LOCAL)
+        assert outcome.answer.output["answer"] == "At most 1000" and outcome.answer.degraded is None
+        assert "cut off" in fake.requests[1]["messages"][-1]["content"]
+        outcome = await s.router.handle(contract("ask_json"), LOCAL)
+        assert outcome.answer.route == "last" and outcome.receipt.usage.output_tokens == 14
+        assert s.compiled.breakers["small"].failures == 0, "a caller may have wished for it"
+
+
 @pytest.mark.parametrize(
     "value", ['"\\ud800 half"', "1e999", "[" * 150 + "]" * 150, "[" * 800 + "]" * 800, "[" * 50_000, "NaN"]
 )

@@ -35,11 +35,45 @@ def test_a_valid_answer_is_given_parsed():
         '{"answer": "Yes [1].", "citations": [1,]}',
         "{'answer': 'Yes [1].', 'citations': [1]}",
         '{"answer": "Yes [1].", "citations": [1',
+        '{"answer": "Yes [1].", "citations": [1]} I hope that this helps.',
+        '{"answer": "Y\\u0065s [1].", "citations": [1],}',
     ],
 )
 def test_broken_json_is_repaired_and_said_to_be(text):
     result = ANSWER.check(text)
     assert (result.value, result.outcome) == (GOOD, "repaired")
+    if not text.rstrip("`").strip().endswith(("}", ".")):
+        assert ANSWER.check(text, cut=True).outcome == "invalid", "what is missing may be more than brackets"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"answer": "no", "citations": []} Wait: {"answer": "yes", "citations": []}',
+        '{"answer": "Yes", "citations": [1 000]}',
+        '{"answer": "Yes", "citations": [12e]}',
+        '{"answer": "Yes", "citations": [1], // unless it was revoked\n}',
+        '{"answer": "Yes", "citations": [1], not "more"}',
+    ],
+)
+def test_a_repair_that_would_lose_a_word_or_a_digit_is_none(text):
+    assert ANSWER.check(text).outcome == "invalid"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 10**6), max_size=4),
+    st.integers(0, 30),
+    st.sampled_from(["", " ", ",", "'", '"', "{", "1", " 0", "]", "e", "."]),
+)
+def test_one_slip_of_the_pen_never_becomes_another_number(citations, at, slip):
+    numbers = json.dumps(citations)
+    at = min(at, len(numbers))
+    slipped = numbers[:at] + slip + numbers[at:]
+    result = ANSWER.check(f'{{"answer": "x", "citations": {slipped}, }}')
+    if result.outcome == "repaired":
+        said = "".join(str(one) for one in result.value["citations"])
+        assert said == "".join(one for one in slipped if one.isdigit())
 
 
 @pytest.mark.parametrize(
