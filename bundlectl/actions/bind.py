@@ -54,10 +54,18 @@ def bind(
         confirmed: the environment's name, where its gate asks to confirm.
 
     Raises:
-        UsageError: nothing would change, or the bindings do not fit the bundle.
+        UsageError: nothing would change, a release is named, or the bindings do not fit the bundle.
+        SourceError: the file cannot be read, or does not fit the bundle.
         NotFound: nothing is live.
     """
     ref = parse_environment(reference)
+    if ref.serial is not None:
+        raise UsageError(
+            f"{ref} names one release; bindings are of what is live.",
+            fix=f"Name the environment: {ref.app}:{ref.environment}",
+        )
+    if both := sorted(set(disable) & set(enable)):
+        raise UsageError(f"{', '.join(both)} cannot be switched off and on at once.", fix="Leave one of the two out.")
     standing = stand(ctx, ref.app, ref.environment)
     _, live = require_live(standing)
     if standing.gate.confirm and confirmed != ref.environment:
@@ -67,11 +75,11 @@ def bind(
         )
     before = live.release.bindings
     after = before
-    if file is not None:
-        from bundlectl.bundling.documents import load_document
-
-        after = load_document(file, Bindings)
     bundle = ctx.registry.get_bundle(ref.app, live.release.bundle)
+    if file is not None:
+        from bundlectl.bundling.bound import load_bindings
+
+        after = load_bindings(file, ref.environment, bundle.components)
     after = _switched(bundle, after, disable, enable)
     changes = diff_settings("bindings", before.form(), after.form())
     if not changes:

@@ -123,7 +123,7 @@ def promote(
     if soaking.bundle != bundle.digest:
         # What is live there is reached, so gc does not delete it: that is known without reading what is marked.
         refuse_marked(ctx.registry.store, app, bundle)
-    bindings, bindings_from = _bindings(reference, environment, bindings_file, standing)
+    bindings, bindings_from = _bindings(reference, bundle, bindings_file, standing)
     evidence, brought = _evidence(ctx, standing, soaking, bundle.digest)
     target = _rollback_target(ctx, standing, bundle)
     situation = _situation(ctx, standing, bundle, bindings, soaking, evidence, brought, target, confirmed)
@@ -199,12 +199,13 @@ def _read_because_of(live: VerifiedRelease, bundle: str, seen: Entry | None) -> 
     return keys
 
 
-def _bindings(reference: str, environment: str, file: Path | None, standing: Standing) -> tuple[Bindings, str]:
+def _bindings(reference: str, bundle: Bundle, file: Path | None, standing: Standing) -> tuple[Bindings, str]:
     """Choose the bindings: the named file, the source's own, what is live, or none."""
+    environment = standing.environment
     if file is not None:
-        from bundlectl.bundling.documents import load_document
+        from bundlectl.bundling.bound import load_bindings
 
-        return load_document(file, Bindings), str(file)
+        return load_bindings(file, environment, bundle.components), str(file)
     ref = parse_reference(reference)
     if isinstance(ref, SourceReference):
         from bundlectl.bundling.source import read_source

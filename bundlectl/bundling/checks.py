@@ -8,11 +8,10 @@ from pathlib import Path
 from bundlectl.bundling.documents import validated
 from bundlectl.bundling.files import BadPath, Folder
 from bundlectl.bundling.messages import suggest
-from bundlectl.bundling.provider_settings import check_guards, check_parameters
+from bundlectl.bundling.provider_settings import check_parameters
 from bundlectl.bundling.source_models import SourceBundle
 from bundlectl.bundling.yaml import Document, parse_yaml
 from bundlectl.bundling.yaml import Path as At
-from bundlectl.model.bindings import DEFAULT, Bindings
 from bundlectl.model.components import AccessCase, Between, When
 from bundlectl.model.documents import IndexSource
 from bundlectl.model.errors import Problem
@@ -37,47 +36,7 @@ def check_bundle(
     ]
 
 
-def check_bindings(environment: str, bound: Bindings, at: Document, bundle: SourceBundle) -> list[Problem]:
-    """Check that an environment binds only what the bundle has."""
-    what = f"environment {environment} binds"
-    indexes = {use.index for use in bundle.retrieval.values()}
-    problems = [
-        *_known(at, ("models",), bound.models, bundle.models, f"{what} the model", keys=True),
-        *_known(at, ("indexes",), bound.indexes, indexes, f"{what} the index", keys=True),
-        *_known(
-            at, ("limits", "tasks"), bound.limits.named_tasks(), bundle.tasks, f"{what} a limit to the task", keys=True
-        ),
-        *_known(
-            at,
-            ("limits", "routes"),
-            [name for name in bound.limits.routes or {} if name != DEFAULT],
-            bundle.routes.routes,
-            f"{what} a limit to the route",
-            keys=True,
-        ),
-        *check_guards(bound, at),
-    ]
-    soft = bound.limits.soft_route
-    if soft is not None and soft not in bundle.routes.routes:
-        message = f"environment {environment} answers beyond soft limits by the route {soft!r}, which is not defined"
-        problems.append(at.problem(("limits", "soft_route"), message, suggest(soft, bundle.routes.routes)))
-    for position, name in enumerate(bound.disabled_models):
-        if name not in bundle.models:
-            message = f"environment {environment} disables the model {name!r}, which the bundle lacks"
-            problems.append(at.problem(("disabled_models", position), message, suggest(name, bundle.models)))
-    for position, key in enumerate(bound.identities.api_keys):
-        if any(key.id == other.id for other in bound.identities.api_keys[:position]):
-            message = f"the API key {key.id!r} is here a second time"
-            problems.append(at.problem(("identities", "api_keys", position), message))
-    issuers = bound.identities.oidc or []
-    for position, issuer in enumerate(issuers):
-        if any(issuer.id == other.id for other in issuers[:position]):
-            message = f"the token issuer {issuer.id!r} is here a second time"
-            problems.append(at.problem(("identities", "oidc", position), message, "receipts name callers by it"))
-    return problems
-
-
-def _known(
+def unknown(
     document: Document,
     at: At,
     names: Iterable[str],
@@ -115,7 +74,7 @@ def _tasks(bundle: SourceBundle, document: Document) -> list[Problem]:
         if task.retrieval is not None and task.retrieval not in bundle.retrieval:
             message = f"task {name} uses the retrieval {task.retrieval!r}, which is not defined"
             problems.append(document.problem((*at, "retrieval"), message, suggest(task.retrieval, bundle.retrieval)))
-        problems += _known(
+        problems += unknown(
             document, (*at, "profiles"), task.profiles, bundle.guardrails, f"task {name} uses the profile"
         )
         problems += _twice(document, (*at, "profiles"), task.profiles)
@@ -133,7 +92,7 @@ def _routes(bundle: SourceBundle, document: Document) -> list[Problem]:
         if route.model not in bundle.models:
             message = f"route {name} uses the model {route.model!r}, which is not defined"
             problems.append(document.problem((*at, "model"), message, suggest(route.model, bundle.models)))
-        problems += _known(document, (*at, "fallback"), route.fallback, routes, f"route {name} falls back to")
+        problems += unknown(document, (*at, "fallback"), route.fallback, routes, f"route {name} falls back to")
         problems += _twice(document, (*at, "fallback"), route.fallback)
         for position, target in enumerate(route.fallback):
             if (way := _way(target, name, {each: routes[each].fallback for each in routes})) is not None:
@@ -288,7 +247,7 @@ def _scopes(bundle: SourceBundle, document: Document, folder: Folder) -> list[Pr
             known = {entry.scope for entry in source.sources}
             what = f"task {name} may see the scope"
             where = f"a scope of indexes/{use.index}.yaml"
-            problems += _known(document, ("tasks", name, "scopes"), task.scopes, known, what, where=where)
+            problems += unknown(document, ("tasks", name, "scopes"), task.scopes, known, what, where=where)
     for index, source in indexes.items():
         if source is not None and bundle.embedding is not None and source.embedding != bundle.embedding:
             message = f"the embedding is not the one of indexes/{index}.yaml ({_embedding(source)})"

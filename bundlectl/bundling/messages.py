@@ -27,7 +27,12 @@ _PATTERNS = {
         "env:NAME, file:/path, aws-sm:name or ssm:/path; the value itself never stands here",
     ),
 }
-_DURATIONS = {"timeout", "first_token", "between_tokens", "stale_after", "expires_after", "at_least"}
+_DURATIONS = {"timeout", "first_token", "between_tokens", "stale_after", "expires_after", "at_least", "max_age"} | {
+    "ttl",
+    "leeway",
+    "keys_ttl",
+    "keys_max_age",
+}
 """Fields whose text is a duration: a bare number there lacks its unit, not its quotes."""
 _BOOLEANS = {"y": "true", "yes": "true", "on": "true", "true": "true"} | {
     "n": "false",

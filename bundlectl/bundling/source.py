@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bundlectl.bundling.checks import check_bindings, check_bundle
+from bundlectl.bundling.bound import Names, check_bindings
+from bundlectl.bundling.checks import check_bundle
 from bundlectl.bundling.documents import in_order, load_document, read_document, validated
 from bundlectl.bundling.files import BadPath, Folder, check_path
 from bundlectl.bundling.jsonfile import parse_json_file
@@ -112,7 +113,7 @@ class _Reader:
         self.problems += check_bundle(bundle, document, self.folder, access.cases if access else [])
         self.problems += check_guards(bundle.guardrails, document)
         for environment, (bound, at) in bindings.items():
-            self.problems += check_bindings(environment, bound, at, bundle)
+            self.problems += check_bindings(environment, bound, at, Names.of_source(bundle))
         if access is None or self.problems:
             return None
         self.problems += check_access(access, files, self.documents, self.folder, bundle.access.cases)

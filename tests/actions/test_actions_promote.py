@@ -12,7 +12,7 @@ import pytest
 from bundlectl.actions.bind import bind
 from bundlectl.actions.opening import live_or_former
 from bundlectl.actions.promote import Plan, load_plan, promote
-from bundlectl.model.errors import BundlectlError, Conflict, GateNotPassed, NotFound, UsageError
+from bundlectl.model.errors import BundlectlError, Conflict, GateNotPassed, NotFound, SourceError, UsageError
 from bundlectl.model.reference import EnvironmentReference
 from bundlectl.model.release import Release
 from tests.support.workspace import APP, Workspace
@@ -115,18 +115,28 @@ def live_bindings(work: Workspace) -> str:
 def test_bindings_that_no_resolver_could_load_are_not_made_live(work: Workspace, tmp_path: Path) -> None:
     work.next_version()
     before = work.head("dev").read_bytes()
-    for line, named in (
-        ("disabled_models: [nobody]", "model nobody"),
-        ("models: {nobody: {base_url: http://x}}", "model nobody"),
-        ("indexes: {nowhere: /tmp/x}", "index nowhere"),
+    for line, told in (
+        ("disabled_models: [nobody]", "environment dev disables the model 'nobody'"),
+        ("models: {nobody: {base_url: http://x}}", "environment dev binds the model 'nobody'"),
+        ("indexes: {nowhere: /tmp/x}", "environment dev binds the index 'nowhere'"),
+        ("models: {quotes: {base_url: not a url}}", "'not a url' is no address of a model server"),
     ):
         file = tmp_path / "b.yaml"
         file.write_text(f"apiVersion: bundlectl/v1\nkind: Bindings\n{line}\n")
-        with pytest.raises(UsageError, match="do not fit") as caught:
+        with pytest.raises(SourceError, match=f"b.yaml:3: {told}"):
             promote(work.context(), str(work.folder), environment="dev", reason="x", bindings_file=file)
-        assert named in caught.value.why
-        with pytest.raises(UsageError, match="do not fit"):
+        with pytest.raises(SourceError, match=f"b.yaml:3: {told}"):
             bind(work.context(), f"{APP}:dev", reason="x", file=file)
+    assert work.head("dev").read_bytes() == before
+
+
+def test_what_bind_cannot_mean_is_refused(work: Workspace) -> None:
+    before = work.head("dev").read_bytes()
+    with pytest.raises(UsageError, match="names one release") as caught:
+        bind(work.context(), f"{APP}:dev@1", reason="x", disable=["quotes"])
+    assert caught.value.fix == f"Name the environment: {APP}:dev"
+    with pytest.raises(UsageError, match="quotes cannot be switched off and on"):
+        bind(work.context(), f"{APP}:dev", reason="x", disable=["quotes"], enable=["quotes"])
     assert work.head("dev").read_bytes() == before
 
 

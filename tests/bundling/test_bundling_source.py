@@ -364,11 +364,35 @@ def test_output_schema_is_an_object(full: Path) -> None:
         ("base_url:", "url:", ["unknown field 'url' in models.large"]),
         ("requests_per_minute: 60", "requests_per_minute: 0", ["0 is out of range", "at least 1"]),
         ('version: "3"', "version: 03", ["03 may be meant", "3 if it is not"]),
+        ("{bedrock:", "{bedrok:", ["binds the guard 'bedrok'", "'bedrock'"]),
+        ('"https://vllm.internal/v1"', "vllm.internal:8000", ["'vllm.internal:8000' is no address", "e.g. https://"]),
+        ('"https://vllm.internal/v1"', '"http://:8000/v1"', ["is no address of a model server"]),
+        ("{default: {req", "{acme inc: {req", ["no request can name the tenant 'acme inc'", "default is for whoever"]),
+        ("disabled_models:", "cache: {ttl: 10}\ndisabled_models:", ["ttl: expected a duration, got the number 10"]),
     ],
 )
 def test_bindings(full: Path, old: str, new: str, words: list[str]) -> None:
     line = edit(full, PROD, old, new)
     only(full, PROD, line, *words)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ("id: web, hash: H2", ["the API key 'web' is here a second time", "has an id of its own"]),
+        ("id: shop, hash: H1", ["the API keys 'web' and 'shop' have the same hash"]),
+        ("id: shop, hash: H2, tenants: ['ac*']", ["no request can name the tenant 'ac*'", "* alone for any tenant"]),
+        ("id: shop, hash: H2, roles: [a b]", ["no request can name the role 'a b'"]),
+    ],
+)
+def test_callers_that_would_be_taken_for_others(full: Path, second: str, words: list[str]) -> None:
+    claims = [f"{name}: ['*']" for name in ("tenants", "roles") if name not in second]
+    keys = ["{id: web, hash: H1, tenants: [acme], roles: ['*']}", f"{{{', '.join([second, *claims])}}}"]
+    lines = "".join(f"    - {key}\n" for key in keys)
+    for name, digit in (("H1", "1"), ("H2", "2")):
+        lines = lines.replace(f"hash: {name}", f'hash: "sha256:{digit * 64}"')
+    line = edit(full, PROD, "disabled_models:", f"identities:\n  api_keys:\n{lines}disabled_models:")
+    only(full, PROD, line + 3, *words)
 
 
 def test_environment_names(full: Path) -> None:
