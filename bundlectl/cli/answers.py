@@ -46,6 +46,8 @@ def answer_lines(out: Console, answer: Answer) -> None:
         out.print(shown, markup=False)
     else:
         out.print(answer.output or "", markup=False)
+    if answer.cut:
+        out.print("(cut off: the model was stopped at its longest answer)", markup=False, style="dim")
     for citation in answer.citations:
         place = " > ".join(citation.section[1:] or citation.section)
         out.print(f"[{citation.n}] {citation.document} § {place}", markup=False, style="dim")

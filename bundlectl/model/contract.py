@@ -113,5 +113,8 @@ class Answer(Strict):
 
     cached_from: str | None = None
 
+    cut: Literal[True] | None = None
+    """Whether a text ends early, because the model was stopped at its longest answer."""
+
     pinned: Pinned | None = None
     """Where the request named its bundle: ``release`` is then what it named."""

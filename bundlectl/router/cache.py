@@ -4,8 +4,8 @@ An answer is found again only by who asks exactly the same of exactly the same: 
 bindings, task, tenant, role, scopes, profile, latency class, format, the index snapshot that is searched now, and the
 input as the input guard left it. All of it goes into one keyed digest (HMAC), so that who reads a store's names cannot
 guess short questions. Identity, limits, access and the input guard come before. Kept is what was answered by the
-route's first choice: no refusal, no error, nothing degraded or blocked. An entry dies by its time to live and in no
-other way that can be counted on; so does what a document said that was erased meanwhile.
+route's first choice: no refusal, no error, nothing degraded, cut off or blocked. An entry dies by its time to live and
+in no other way that can be counted on; so does what a document said that was erased meanwhile.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def keep(run: Run, outcome: Outcome) -> None:
     caching, cache, place, answer = run.compiled.caching, run.shared.cache, run.place, outcome.answer
     if caching is None or cache is None or place is None or run.hit is not None or answer is None:
         return
-    if answer.refused is not None or answer.degraded is not None or answer.output is None:
+    if answer.refused is not None or answer.degraded is not None or answer.output is None or answer.cut:
         return
     if run.retrieval is not None and run.retrieval.snapshot != place.snapshot:
         return  # a followed index moved on in between

@@ -395,6 +395,8 @@ def _frame(receipt: str, model: str, bundle: str, kind: str) -> dict[str, Any]:
 
 
 def _finish(answer: Answer) -> str:
+    if answer.cut:
+        return "length"
     return "content_filter" if answer.refused is not None and answer.refused.code in _SILENT else "stop"
 
 

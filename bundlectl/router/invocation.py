@@ -254,7 +254,7 @@ class Invocation:
 
     def _answered(self, route: CompiledRoute, breaker: Breaker, reply: ModelReply, began: float) -> None:
         breaker.succeeded()
-        self._record(route, "ok", "", time.monotonic() - began, reply)
+        self._record(route, "ok", "cut off at its longest" if reply.cut else "", time.monotonic() - began, reply)
         self._spend(route, reply)
 
     def _spend(self, route: CompiledRoute, reply: ModelReply) -> None:

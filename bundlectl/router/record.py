@@ -76,6 +76,7 @@ def conclude(run: Run) -> Outcome:
         receipt=run.id,
         cache="hit" if run.hit is not None else None,
         cached_from=run.hit.receipt if run.hit is not None else None,
+        cut=True if answered and run.reply is not None and run.reply.cut and run.task.format == "text" else None,
         pinned=run.pinned,
     )
     status = STATUS[run.refused.code if run.refused else "answered"]

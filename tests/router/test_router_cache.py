@@ -176,6 +176,8 @@ async def test_what_is_never_kept(fake: FakeModels) -> None:
         none = await router.handle(contract(data_scope=[]), LOCAL)
         fake.default = Say("Card 4111 1111 1111 1111 is it.")
         output = await router.handle(contract(policy_profile="guarded"), LOCAL)
+        fake.default = Say("You may transfer at most 10", finish="length")
+        assert (await router.handle(contract(), LOCAL)).answer.cut
         fake.default = Fail(500)
         degraded = await router.handle(contract(), LOCAL)
         failed = await router.handle(contract("chat", policy_profile="restricted"), LOCAL)

@@ -52,6 +52,17 @@ async def test_a_completion(fake: FakeModels) -> None:
     assert beside["citations"][0]["document"] == "guide-1.md" and beside["release"]["serial"] == 7
 
 
+async def test_a_text_that_was_cut_off_says_so_in_every_form(fake: FakeModels) -> None:
+    fake.default = Say("You may transfer at most 10", finish="length")
+    async with setting(fake.base_url) as s, client(s) as chat:
+        got = await chat.chat.completions.create(model="support/ask", messages=ASK, metadata=WHO)
+        assert got.choices[0].finish_reason == "length" and got.model_extra["bundlectl"]["cut"] is True
+        stream = await chat.chat.completions.create(model="support/ask", messages=ASK, metadata=WHO, stream=True)
+        chunks = [chunk async for chunk in stream]
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert s.receipts.last.attempts[0].why == "cut off at its longest"
+
+
 async def test_json(fake: FakeModels) -> None:
     fake.then(Say('{"answer": "Run promote.", "citations": [1]}'))
     async with setting(fake.base_url) as s, client(s) as chat:

@@ -25,6 +25,7 @@ class Say:
     text: str
     piece: int = 5
     model: str = "fake-model-0125"
+    finish: str = "stop"
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class FakeModels:
                 assert request.transport is not None
                 request.transport.close()
             return response
-        await event(chunk({}, "stop"))
+        await event(chunk({}, step.finish if isinstance(step, Say) else "stop"))
         await event({"object": "chat.completion.chunk", "model": model, "choices": [], "usage": _usage(text)})
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -234,7 +235,9 @@ def _whole(step: Step, body: dict[str, Any]) -> dict[str, Any]:
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "model": step.model if isinstance(step, Say) else "fake-model-0125",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "message": message, "finish_reason": step.finish if isinstance(step, Say) else "stop"}
+        ],
         "usage": _usage(text),
     }
 
