@@ -278,7 +278,8 @@ async def _compiled() -> AsyncIterator[None]:
 def problems(body: bytes, identity: Identity = LOCAL) -> BadRows:
     intake = Intake(Submission(_COMPILED[0], BatchOwner(name="a", tenants=[], roles=[]), identity))
     with pytest.raises(BadRows) as caught:
-        intake.feed(body)
+        for at in range(0, len(body), 65536):
+            intake.feed(body[at : at + 65536])
         intake.end()
     return caught.value
 
@@ -311,9 +312,12 @@ def test_wrong_lines_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(b"\n \n").problems[0]["message"] == "there is no row"
     denied = problems(line(1) + line(2, tenant_id="zenith"), Identity("a", frozenset({"acme"}), frozenset({"*"})))
     assert denied.denied and [one["line"] for one in denied.problems] == [2]
-    assert len(problems(b"{\n" * 1000).problems) == intake.SHOWN
+    many = problems(b"{\n" * 1000)
+    assert len(many.problems) == many.why.count("\n") + 1 == intake.SHOWN and "where reading stopped" in many.what
+    assert found.what == "Line 2 and 7 others of the batch cannot be taken; nothing was accepted."
     assert problems(line(1, input={"question": "x" * intake.MAX_LINE})).problems[0]["field"] == "(line)"
-    assert problems(b"x" * (intake.MAX_LINE * 2)).problems[0]["field"] == "(line)"
+    long = problems(b"x" * (intake.MAX_LINE * 2) + b"y" * intake.MAX_LINE + b"\n" + line(2) + b"{\n")
+    assert [one["line"] for one in long.problems] == [1, 3], "what is left of a line that is too long is no other line"
     monkeypatch.setattr(intake, "MAX_ROWS", 2)
     with pytest.raises(intake.BatchTooLarge, match="more than 2 rows"):
         problems(line(1) + line(2) + line(3))

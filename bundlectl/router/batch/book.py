@@ -60,18 +60,19 @@ class NotFinished(UsageError):
 class BadRows(UsageError):
     """Lines of the input are no requests that the release and the caller's rights take. Nothing was accepted.
 
-    ``problems``: the first of them, each with line (from 1), field and message. ``denied``: one is a right that the
-    caller does not have.
+    ``problems``: each with line (from 1), field and message; with ``more``, reading stopped there. ``denied``: one is a
+    right that the caller does not have.
     """
 
     code = "bad_rows"
 
-    def __init__(self, problems: Sequence[dict[str, Any]], *, denied: bool) -> None:
-        first = problems[0]
-        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    def __init__(self, problems: Sequence[dict[str, Any]], *, denied: bool, more: bool = False) -> None:
+        lines = sorted({one["line"] for one in problems})
+        others = f" and {len(lines) - 1} others" if len(lines) > 2 else f" and line {lines[-1]}" if lines[1:] else ""
+        stopped = ", where reading stopped" if more else ""
         super().__init__(
-            f"Line {first['line']} of the batch cannot be taken{more}; nothing was accepted.",
-            why="; ".join(f"line {one['line']}: {one['field']}: {one['message']}" for one in problems[:5]),
+            f"Line {lines[0]}{others} of the batch cannot be taken{stopped}; nothing was accepted.",
+            why="\n".join(f"line {one['line']}: {one['field']}: {one['message']}" for one in problems),
             fix="Correct the lines and send the whole batch again.",
             details={"lines": list(problems)},
         )

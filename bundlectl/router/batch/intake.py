@@ -55,6 +55,7 @@ class Intake:
     def __init__(self, submission: Submission) -> None:
         self._to = submission
         self._rest = bytearray()
+        self._skipping = False
         self._ids: set[str] = set()
         self._digest = hashlib.sha256()
         self._bytes = 0
@@ -84,12 +85,16 @@ class Intake:
         self._bytes += len(piece)
         if self._bytes > MAX_BYTES:
             raise BatchTooLarge(f"The batch is larger than {MAX_BYTES} bytes.", fix="Split it.")
+        if self._skipping:
+            _, ended, piece = piece.partition(b"\n")
+            self._skipping = not ended
         self._rest += piece
         *lines, rest = self._rest.split(b"\n")
         self._rest = rest
         if len(self._rest) > MAX_LINE:
-            lines.append(rest)  # judged as it is: it is too long already
+            lines.append(rest)  # judged as it is: it is too long already, however it goes on
             self._rest = bytearray()
+            self._skipping = True
         return self._judge(lines)
 
     def end(self) -> list[NewRow]:
@@ -117,7 +122,7 @@ class Intake:
             if self.rows > MAX_ROWS:
                 raise BatchTooLarge(f"The batch has more than {MAX_ROWS:,} rows.", fix="Split it.")
             if len(self.problems) >= SHOWN:
-                raise BadRows(self.problems, denied=self.denied)
+                raise BadRows(self.problems, denied=self.denied, more=True)
         return rows
 
     def _row(self, line: bytes) -> NewRow | None:
