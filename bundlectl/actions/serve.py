@@ -23,9 +23,10 @@ from bundlectl.actions.opening import read_pin
 from bundlectl.actions.routing import input_key, receipts_folder
 from bundlectl.actions.sharing import open_redis
 from bundlectl.actions.tracing import begin_telemetry
-from bundlectl.inference.embeddings import open_embedder
+from bundlectl.inference.embeddings import Embedder, open_embedder
 from bundlectl.inference.http import open_session
 from bundlectl.inference.presidio import PresidioProcesses
+from bundlectl.model.components import Embedding
 from bundlectl.model.errors import UsageError
 from bundlectl.model.reference import EnvironmentReference, parse_environment
 from bundlectl.model.types import format_time
@@ -42,9 +43,11 @@ from bundlectl.router.limits import Counts
 from bundlectl.router.limits_memory import MemoryCounts
 from bundlectl.router.loopback import check_bind
 from bundlectl.router.metrics import Metrics
+from bundlectl.router.propagation import Traced, http_spans, propagator
 from bundlectl.router.router import Router
 from bundlectl.router.served import Served
 from bundlectl.router.server import Server
+from bundlectl.router.telemetry import TracedEmbedder, configured_tracer
 from bundlectl.router.turns import AT_ONCE, WAITING, Turns
 from bundlectl.storage.store import open_store
 
@@ -153,6 +156,8 @@ async def _serve(
         # While anybody waits for a turn, no row of a batch begins.
         working = await open_batches(ctx, batches, served, stack, admits=lambda: not turns.queued)
         app: Asgi = Server(served, turns=turns, metrics=metrics, batches=working.api)
+        if configured_tracer() is not None:
+            app = Traced(app, propagator(ctx.environ))
         if door.frozen:
             app = Frozen(app, begun.logs, begun.resolvers, poll, ctx.clock, ctx.reporter.warn)
         config = configured(app if write is None else AccessLog(app, write))
@@ -235,7 +240,8 @@ async def follow(
     locate_to_serve(ctx, [(ref.app, ref.environment) for ref in refs])
     registry = Registry(open_store(ctx.locate().url), on_warning=ctx.reporter.warn)
     pin = read_pin(ctx)
-    session = open_session()
+    tracer = configured_tracer()
+    session = open_session(trace=http_spans(tracer, propagator(ctx.environ)) if tracer is not None else None)
     stack.push_async_callback(session.close)
     presidio = await stack.enter_async_context(PresidioProcesses())
     key_sets = KeySets(session, ctx.reporter.warn)
@@ -264,7 +270,7 @@ async def _follow(following: _Following, ref: EnvironmentReference, stack: Async
     )
     world = World(
         open_index=indexes.open,
-        make_embedder=open_embedder,
+        make_embedder=_embedder,
         session=following.session,
         environ=ctx.environ,
         input_key=input_key(ctx),
@@ -305,6 +311,11 @@ async def _follow(following: _Following, ref: EnvironmentReference, stack: Async
         on_event=warn,
     )
     return Served(ref.app, ref.environment, resolver.current, router, lambda: resolver.status, resolver)
+
+
+def _embedder(settings: Embedding) -> Embedder:
+    made, tracer = open_embedder(settings), configured_tracer()
+    return made if tracer is None else TracedEmbedder(made, settings, tracer)
 
 
 def _counts(link: RedisLink | None, ref: EnvironmentReference) -> Counts:

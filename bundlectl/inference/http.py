@@ -28,17 +28,19 @@ _LARGE = 2**20
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-def open_session(*, connections: int = 2048) -> aiohttp.ClientSession:
+def open_session(*, connections: int = 2048, trace: aiohttp.TraceConfig | None = None) -> aiohttp.ClientSession:
     """Open the session; the caller closes it. It has no deadline of its own: each call brings one.
 
     Args:
         connections: the most connections open at once, over all hosts.
+        trace: told of every call; None costs nothing.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections, ttl_dns_cache=60),
         timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
+        trace_configs=[trace] if trace is not None else None,
         read_bufsize=2**16,
     )
 

@@ -16,6 +16,8 @@ from tests.support.fake_collector import collector
 from tests.support.fake_models import Say, fake_models_in_a_thread
 from tests.support.workspace import Workspace
 
+TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
 
 def test_spans_and_metrics_of_an_answer_reach_the_collector(tmp_path: Path) -> None:
     work = Workspace.at(tmp_path)
@@ -24,16 +26,22 @@ def test_spans_and_metrics_of_an_answer_reach_the_collector(tmp_path: Path) -> N
         with_a_model(work, fake)
         settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": found.url, "OTEL_RESOURCE_ATTRIBUTES": "team=shop"}
         with serving(work, "dev", env=settings) as (server, client):
-            answer = client.ask().json
+            answer = client.ask({"traceparent": f"00-{TRACE}-{CALLER}-01", "baggage": "secret=1"}).json
             assert server.stop() == 0, server.said
     names = [name for _, name, _ in found.spans]
-    assert {"bundlectl.request", "bundlectl.access", "retrieval", "chat", "apply_guardrail"} <= set(names)
+    assert {"bundlectl.request", "bundlectl.access", "retrieval", "chat big", "apply_guardrail"} <= set(names)
+    assert {trace for _, trace, _, _ in found.places} == {TRACE}, "one trace, and the caller's"
+    ids = {name: (span, parent) for name, _, span, parent in found.places}
+    assert ids["bundlectl.request"][1] == CALLER
+    assert ids["POST"][1] == ids["chat big"][0] and ids["chat big"][1] == ids["bundlectl.request"][0]
+    sent = {name.lower(): value for name, value in fake.headers[-1].items()}
+    assert sent["traceparent"] == f"00-{TRACE}-{ids['POST'][0]}-01" and "baggage" not in sent
     assert found.spans[0][0]["service.name"] == "bundlectl" and found.spans[0][0]["team"] == "shop"
     spans = {name: attributes for _, name, attributes in found.spans}
     assert spans["bundlectl.request"]["bundlectl.receipt"] == answer["receipt"]
-    assert spans["chat"]["gen_ai.operation.name"] == "chat"
-    assert (spans["chat"]["gen_ai.provider.name"], spans["chat"]["gen_ai.request.model"]) == ("openai", "big")
-    assert spans["chat"]["gen_ai.usage.input_tokens"] == 100
+    assert spans["chat big"]["gen_ai.operation.name"] == "chat"
+    assert (spans["chat big"]["gen_ai.provider.name"], spans["chat big"]["gen_ai.request.model"]) == ("openai", "big")
+    assert spans["chat big"]["gen_ai.usage.input_tokens"] == 100
     [(_, of, count, seconds)] = [one for one in found.points if one[0] == "gen_ai.client.operation.duration"]
     assert (of["gen_ai.request.model"], of["gen_ai.response.model"]) == ("big", "fake-model-0125")
     assert count == 1 and 0 < seconds < 30 and "error.type" not in of

@@ -75,13 +75,13 @@ async def test_a_span_for_the_request_and_each_stage(monkeypatch: pytest.MonkeyP
         failed = recorder.spans
     assert [span.name for span in whole] == [
         "bundlectl.identity", "bundlectl.limits", "bundlectl.access", "apply_guardrail", "bundlectl.cache", "retrieval",
-        "bundlectl.packing", "bundlectl.prompt", "bundlectl.route", "bundlectl.budget", "chat", "apply_guardrail",
-        "bundlectl.output_validation", "bundlectl.request",
+        "bundlectl.packing", "bundlectl.prompt", "bundlectl.route", "bundlectl.budget", "chat gpt-4o-mini",
+        "apply_guardrail", "bundlectl.output_validation", "bundlectl.request",
     ]  # fmt: skip
     chat = whole[10].attributes
     assert chat["gen_ai.operation.name"] == "chat" and chat["gen_ai.usage.input_tokens"] == 100
     assert whole[-1].attributes["bundlectl.status"] == 200
-    assert [span.name for span in streamed][-2:] == ["chat", "bundlectl.request"]
+    assert [span.name for span in streamed][-2:] == ["chat gpt-4o-mini", "bundlectl.request"]
     assert refused[-1].attributes["bundlectl.refused"] == "access_denied" and refused[0].error is None
     assert failed[-1].status == trace.StatusCode.ERROR and failed[-2].error is not None
     said = str([span.attributes for span in whole + streamed])

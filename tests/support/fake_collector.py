@@ -21,6 +21,8 @@ class Collector:
     url: str = ""
     spans: list[tuple[dict[str, Any], str, dict[str, Any]]] = field(default_factory=list)
     points: list[tuple[str, dict[str, Any], int, float]] = field(default_factory=list)
+    places: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Spans as (name, trace id, span id, parent's id), in hex."""
 
     def take(self, path: str, data: bytes) -> None:
         """Read one export."""
@@ -29,6 +31,10 @@ class Collector:
                 resource = _values(part.resource.attributes)
                 for scope in part.scope_spans:
                     self.spans += [(resource, span.name, _values(span.attributes)) for span in scope.spans]
+                    self.places += [
+                        (span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
+                        for span in scope.spans
+                    ]
         elif path == "/v1/metrics":
             for held in ExportMetricsServiceRequest.FromString(data).resource_metrics:
                 for scope in held.scope_metrics:
