@@ -89,7 +89,7 @@ class _Chat(BaseModel):
 
 
 class ChatApi:
-    """Both endpoints."""
+    """The endpoints."""
 
     def __init__(
         self,
@@ -107,6 +107,7 @@ class ChatApi:
         return [
             Route(CHAT, self._in_form(self._complete), methods=["POST"]),
             Route(MODELS, self._in_form(self._models), methods=["GET"]),
+            Route(MODELS + "/{model:path}", self._in_form(self._model), methods=["GET"]),
         ]
 
     def _in_form(
@@ -126,12 +127,12 @@ class ChatApi:
         return answered
 
     async def _models(self, request: HttpRequest) -> Response:
-        found = [
-            {"id": f"{one.served.app}/{task}", "object": "model", "created": 0, "owned_by": one.served.name}
-            for one in await self._callers(request)
-            for task in sorted(one.compiled.tasks)
-        ]
+        found = [_model(one, task) for one in await self._callers(request) for task in sorted(one.compiled.tasks)]
         return JSONResponse({"object": "list", "data": found})
+
+    async def _model(self, request: HttpRequest) -> Response:
+        caller, task = _choose(request.path_params["model"], await self._callers(request))
+        return JSONResponse(_model(caller, task))
 
     async def _pinned(
         self, request: HttpRequest, model: str, caller: Caller, task: str
@@ -210,12 +211,15 @@ def _read(body: bytes) -> _Chat:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[0]
         at = ".".join(str(part) for part in found["loc"])
-        if found["type"] == "extra_forbidden":
+        if found["type"] == "extra_forbidden" and "content" not in found["loc"]:
             fix = "Leave it out: the bundle decides how its task is answered."
             raise _bad("unsupported_parameter", f"{at} is not taken here.", fix=fix, param=at) from error
         if at.endswith(".role"):
             message = f"{at}: messages are the user's and the assistant's; instructions are the bundle's."
             raise _bad("invalid_value", message, param=at) from error
+        if "content" in found["loc"]:
+            at = ".".join(str(part) for part in found["loc"][: found["loc"].index("content") + 1])
+            raise _bad("invalid_value", f"{at} is text, or parts of the type text.", param=at) from error
         raise _bad("invalid_value", f"{at}: {found['msg']}", param=at) from error
     unknown = sorted(set(chat.metadata or {}) - set(_METADATA))
     if unknown:
@@ -235,6 +239,11 @@ def _choose(model: str, callers: Sequence[Caller]) -> tuple[Caller, str]:
         names = ", ".join(f"{one.served.name}/{task}" for one in found)
         raise _bad("ambiguous_model", f"{model} is served more than once: {names}.", param="model")
     raise _no_model(model)
+
+
+def _model(caller: Caller, task: str) -> dict[str, Any]:
+    served = caller.served
+    return {"id": f"{served.app}/{task}", "object": "model", "created": 0, "owned_by": served.name}
 
 
 def _no_model(model: str) -> HttpError:
@@ -306,11 +315,17 @@ def _bad(code: str, message: str, *, why: str = "", fix: str = "", param: str | 
 # ---------------------------------------------------------------- what goes
 
 
+def _told(body: Mapping[str, Any]) -> str:
+    """Give what happened, why and what to do in one text, as there is one place for it."""
+    what, why, fix = (str(body.get(part) or "").strip() for part in ("message", "why", "fix"))
+    first = f"{what.removesuffix('.')}: {why.removesuffix('.')}." if why else what
+    return f"{first} {fix}" if fix else first
+
+
 def _error(status: int, body: Mapping[str, Any], param: str | None = None) -> Response:
-    words = [body["message"], body.get("why"), body.get("fix")]
     kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
     error = {
-        "message": " ".join(word for word in words if word),
+        "message": _told(body),
         "type": "rate_limit_error" if status == 429 else kind,
         "param": param or body.get("param"),
         "code": body["error"],
@@ -368,8 +383,7 @@ async def _chunks(
             event = await anext(events)
     answer = event.outcome.answer
     if answer is None:
-        words = [event.data["message"], event.data.get("why"), event.data.get("fix")]
-        error = {"message": " ".join(word for word in words if word), "type": "server_error", "param": None}
+        error = {"message": _told(event.data), "type": "server_error", "param": None}
         yield _data({"error": {**error, "code": event.data["error"]}})
         return
     if answer.refused is not None:

@@ -23,7 +23,7 @@ _ERROR_SCHEMA: Final = {
 
 
 def chat_paths(chat: str, models: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Give the paths of both, by their addresses and the schema of a request."""
+    """Give the paths, by their addresses and the schema of a request."""
     error = {"description": "An error in OpenAI's form.", "content": {"application/json": {"schema": _ERROR_SCHEMA}}}
     any_object = {"application/json": {"schema": {"type": "object"}}}
     return {
@@ -44,6 +44,13 @@ def chat_paths(chat: str, models: str, request: dict[str, Any]) -> dict[str, Any
             "get": {
                 "summary": "The tasks that the caller can ask.",
                 "responses": {"200": {"description": "A list.", "content": any_object}, "default": error},
+            }
+        },
+        f"{models}/{{model}}": {
+            "get": {
+                "summary": "One of them.",
+                "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+                "responses": {"200": {"description": "A model.", "content": any_object}, "default": error},
             }
         },
     }

@@ -141,6 +141,13 @@ ERRORS: list[tuple[str, dict[str, Any], int, str, str | None]] = [
         "invalid_value",
         "messages",
     ),
+    (
+        "a picture",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]}]},
+        400,
+        "invalid_value",
+        "messages.0.content",
+    ),
     ("no question", {"messages": [HM]}, 400, "invalid_value", "messages"),
     ("no tenant", {"metadata": {"user_role": "agent"}}, 400, "missing_metadata", "metadata.tenant_id"),
     ("a bad tenant", {"metadata": WHO | {"tenant_id": "../x"}}, 400, "invalid_value", "metadata.tenant_id"),
@@ -166,8 +173,15 @@ async def test_who_is_not_known(fake: FakeModels) -> None:
     async with setting(fake.base_url, bindings=identified(fake)) as s, client(s, key="guess") as chat:
         with pytest.raises(openai.AuthenticationError):
             await chat.chat.completions.create(model="support/ask", messages=ASK, metadata=WHO)
-        with pytest.raises(openai.AuthenticationError):
+        with pytest.raises(openai.AuthenticationError) as raised:
             await chat.models.list()
+    assert raised.value.body == {
+        "message": "The request carries no API key or token that is known here: it carries no API key that is known "
+        "here. Send it as Authorization: Bearer KEY, or as x-api-key.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "unauthenticated",
+    }
 
 
 def identified(fake: FakeModels) -> dict[str, Any]:
@@ -189,6 +203,10 @@ async def test_the_only_tenant_need_not_be_said(fake: FakeModels) -> None:
 async def test_models(fake: FakeModels) -> None:
     async with setting(fake.base_url) as s, client(s) as chat:
         assert [model.id async for model in chat.models.list()] == ["support/ask", "support/ask_json", "support/chat"]
+        assert (await chat.models.retrieve("support/ask")).owned_by == "support:prod"
+        with pytest.raises(openai.NotFoundError) as raised:
+            await chat.models.retrieve("gpt-4o")
+    assert raised.value.code == "model_not_found"  # type: ignore[attr-defined]
 
 
 async def test_a_task_that_takes_a_conversation(fake: FakeModels) -> None:
