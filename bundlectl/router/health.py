@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 FAILURES = 5
@@ -14,7 +15,8 @@ EARNED = 0.09
 class Breaker:
     """Opens after :data:`FAILURES` failures in a row; after :data:`OPEN_SECONDS` one call at a time tries again.
 
-    Times are seconds on any monotonic clock. Used on one event loop, so nothing is locked.
+    Times are seconds on any monotonic clock. Used on one event loop, so nothing is locked. Calls that ``began`` before
+    it opened are no probe: when they end, whoever probes goes on being the only one.
     """
 
     failures: int = 0
@@ -40,16 +42,19 @@ class Breaker:
         self.opened = None
         self.probing = False
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, began: float = math.inf) -> None:
         """Count a failure of the model, as opposed to a refusal of this one request."""
+        if self.opened is not None and began < self.opened:
+            return
         self.failures += 1
         self.probing = False
         if self.opened is not None or self.failures >= FAILURES:
             self.opened = now
 
-    def released(self) -> None:
+    def released(self, began: float = math.inf) -> None:
         """End a call that says nothing about the model: the caller went away, or it was refused."""
-        self.probing = False
+        if self.opened is None or began >= self.opened:
+            self.probing = False
 
 
 @dataclass(slots=True)

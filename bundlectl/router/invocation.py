@@ -264,9 +264,9 @@ class Invocation:
         self, route: CompiledRoute, breaker: Breaker, error: ProviderError, began: float, *, blameless: bool = False
     ) -> None:
         if blameless or error.kind == "refused":
-            breaker.released()
+            breaker.released(began)
         else:
-            breaker.failed(time.monotonic())
+            breaker.failed(time.monotonic(), began)
         self._record(route, error.kind, error.why, time.monotonic() - began, error.reply)
         if error.reply is not None:
             self._spend(route, error.reply)
@@ -275,7 +275,7 @@ class Invocation:
         self, route: CompiledRoute, breaker: Breaker, ended: BaseException, began: float, came: str = ""
     ) -> None:
         """End a call in the middle: that says nothing about the model."""
-        breaker.released()
+        breaker.released(began)
         if isinstance(ended, asyncio.CancelledError | GeneratorExit):
             self.untold.append((route.name, came))
             why = "the caller went away, or the answer was stopped here"

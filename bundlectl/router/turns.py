@@ -81,7 +81,8 @@ class Turns:
             if not interactive or not batch:
                 raise self._away(late)
             newest = batch.pop()
-            newest.begun.set_exception(self._away(late))
+            if not newest.begun.done():  # who has just gone away by itself only makes room
+                newest.begun.set_exception(self._away(late))
         place = _Place(interactive)
         queue = self._queues[0 if interactive else 1]
         queue.append(place)
@@ -89,17 +90,20 @@ class Turns:
             async with asyncio.timeout(self._longest):
                 await place.begun
         except TimeoutError:
-            if place.begun.done() and not place.begun.cancelled():
-                self.end(None)  # its turn came in the same moment
+            self._pass_on(place)
             raise self._away(self._longest) from None
         except asyncio.CancelledError:
-            if place.begun.done() and not place.begun.cancelled() and place.begun.exception() is None:
-                self.end(None)
+            self._pass_on(place)
             raise
         finally:
             if place in queue:
                 queue.remove(place)
         self.waited += 1
+
+    def _pass_on(self, place: _Place) -> None:
+        """Give the turn on of one that leaves, where it came in the same moment."""
+        if place.begun.done() and not place.begun.cancelled() and place.begun.exception() is None:
+            self.end(None)
 
     def end(self, seconds: float | None) -> None:
         """Give the turn on. ``seconds`` is how long the answer took; ``None`` where there was none."""

@@ -91,6 +91,9 @@ def test_the_breaker_opens_probes_once_and_closes() -> None:
     assert breaker.allows(opened + 2 * OPEN_SECONDS)
     breaker.released()
     assert breaker.allows(opened + 2 * OPEN_SECONDS)
+    for stale in (breaker.released, lambda began: breaker.failed(opened + 3 * OPEN_SECONDS, began)):
+        stale(opened - 1.0)
+        assert not breaker.allows(opened + 2 * OPEN_SECONDS), "calls from before it opened are no probe"
     breaker.succeeded()
     assert breaker.allows(0) and breaker.allows(0)
 

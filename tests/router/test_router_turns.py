@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from bundlectl.router.access_log import AccessLog
-from bundlectl.router.http_error import HttpError
+from bundlectl.router.http_error import HttpError, http_error
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.router import Router
 from bundlectl.router.served import Served
@@ -94,6 +95,32 @@ async def test_nobody_waits_longer_than_is_said() -> None:
     assert turns.begin()
     with pytest.raises(HttpError):
         await turns.wait(interactive=True)
+    assert (turns.active, turns.queued) == (1, 0)
+
+
+async def test_who_is_sent_away_in_the_moment_of_giving_up_gives_no_turn_on() -> None:
+    turns = Turns(at_once=1, waiting=1, longest=0.05)
+    assert turns.begin()
+    waiting = asyncio.create_task(turns.wait(interactive=False))
+    await settle()
+    asyncio.get_running_loop().call_soon(
+        lambda: turns._queues[1].pop().begun.set_exception(http_error(503, "overloaded", "room was made"))
+    )
+    time.sleep(0.1)
+    with pytest.raises(HttpError):
+        await waiting
+    assert (turns.active, turns.queued) == (1, 0)
+
+
+async def test_room_is_made_by_who_has_just_gone_away() -> None:
+    turns = Turns(at_once=1, waiting=1, longest=0.2)
+    assert turns.begin()
+    gone = asyncio.create_task(turns.wait(interactive=False))
+    await settle()
+    gone.cancel()
+    with pytest.raises(HttpError):  # after its time, and not as a defect
+        await turns.wait(interactive=True)
+    await asyncio.gather(gone, return_exceptions=True)
     assert (turns.active, turns.queued) == (1, 0)
 
 
