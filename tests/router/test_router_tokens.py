@@ -276,6 +276,16 @@ async def test_service_accounts_and_aws_identities(idp: FakeIdp) -> None:
         assert isinstance(found, Identity) and found.tenants == {"acme"}
 
 
+async def test_who_may_pin_is_said_in_the_bindings_and_in_no_token(idp: FakeIdp) -> None:
+    async with open_session() as session:
+        callers = [{**EKS, "may_pin": True}, {**EKS, "subject": "*"}]
+        tokens = tokens_of(idp, KeySets(session), callers=callers)
+        for sub, may in (("system:serviceaccount:shop:api", True), ("somebody", False)):
+            found = await judged(tokens, idp.token(sub=sub, may_pin=True))
+            assert isinstance(found, Identity) and found.may_pin is may
+            assert tokens.still(found) == found
+
+
 @pytest.mark.parametrize("claimed", [["*"], "*", [""], {"acme": 1}, 5, None, [["acme"]], ["a b"], "acme\n"])
 async def test_a_claim_never_means_any_tenant(idp: FakeIdp, claimed: Any) -> None:
     async with open_session() as session:
