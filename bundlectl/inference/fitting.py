@@ -57,6 +57,8 @@ def provider_misfits(
     name: str, model: Model, binding: ModelBinding, guards: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """Say what keeps the provider of one model from being opened as it is bound."""
+    if "@" in (binding.base_url or "").partition("://")[2].partition("/")[0]:
+        return [f"the model {name} has a base_url with a user in it; what lets in is bound as its credential"]
     match model.provider:
         case "openai":
             # Where texts are sent is never guessed.

@@ -187,4 +187,8 @@ def test_bindings_are_judged_by_every_providers_rules() -> None:
     bedrock = Model(provider="bedrock", model="amazon.nova-lite-v1:0")
     assert provider_misfits("own", bedrock, ModelBinding(), {}) == [], "the region may be the router's own"
     assert "guards.bedrock" in provider_misfits("own", bedrock, ModelBinding(), {"bedrock": {"id": ""}})[0]
-    assert "base_url" in provider_misfits("own", Model(provider="openai", model="x"), ModelBinding(), {})[0]
+    model = Model(provider="openai", model="x")
+    assert "base_url" in provider_misfits("own", model, ModelBinding(), {})[0]
+    (told,) = provider_misfits("own", model, ModelBinding(base_url="https://me:sesame@vllm.internal/v1"), {})
+    assert "user" in told and "sesame" not in told, "it would be in every release, and fail beside a credential"
+    assert not provider_misfits("own", model, ModelBinding(base_url="https://vllm.internal/v1/@me"), {})
