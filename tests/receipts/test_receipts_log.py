@@ -188,3 +188,12 @@ def test_many_threads_write_at_once(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert len({r.id for r in recent(tmp_path, 1000)}) == 800
+
+
+def test_a_receipt_that_has_no_json_is_lost_alone(tmp_path: Path) -> None:
+    told: list[str] = []
+    with ReceiptLog(tmp_path, on_loss=told.append) as log:
+        for n in range(writer.TOGETHER + 2):
+            log.write(receipt(f"r-{n:03}", route_why="half a pair: \ud800" if n == 3 else ""))
+    assert (log.written, log.lost) == (writer.TOGETHER + 1, 1) and "r-003" in told[0]
+    assert "r-003" not in {r.id for r in recent(tmp_path, 100)}
