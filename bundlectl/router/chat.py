@@ -31,7 +31,7 @@ from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.cache import caching_of
 from bundlectl.router.chat_openapi import chat_paths
 from bundlectl.router.contract import ContractError
-from bundlectl.router.http_error import HttpError
+from bundlectl.router.http_error import CHALLENGE, HttpError
 from bundlectl.router.limits import whole_seconds
 from bundlectl.router.pinning import HEADER, pinned_caller
 from bundlectl.router.record import Outcome
@@ -330,7 +330,9 @@ def _error(status: int, body: Mapping[str, Any], param: str | None = None) -> Re
         "param": param or body.get("param"),
         "code": body["error"],
     }
-    headers = {"x-receipt": body["receipt"]} if "receipt" in body else {}
+    headers = dict(CHALLENGE) if status == 401 else {}
+    if "receipt" in body:
+        headers["x-receipt"] = body["receipt"]
     if "retry_after" in body:
         headers["retry-after"] = str(body["retry_after"])
     return JSONResponse({"error": error}, status, headers)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+CHALLENGE: Final = {"www-authenticate": "Bearer"}
+"""The header of a 401: what would have been believed."""
 
 
 class HttpError(Exception):

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -46,7 +47,7 @@ from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.cache import Caching, caching_of
 from bundlectl.router.chat import ChatApi, openapi_paths
 from bundlectl.router.contract import ContractError
-from bundlectl.router.http_error import HttpError, http_error
+from bundlectl.router.http_error import CHALLENGE, HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
 from bundlectl.router.limits import whole_seconds
 from bundlectl.router.loopback import arrived_locally, named_locally
@@ -69,6 +70,8 @@ MAX_HEADERS: Final = 32 * 1024
 BODY_SECONDS: Final = 10.0
 PATH: Final = "/v1/requests"
 _UNREAD: Final = (401, 405, 408, 413, 431, 503)
+_ALSO: Final = {401: (b"www-authenticate", b"Bearer"), 405: (b"allow", b"POST")}
+"""What HTTP demands beside such a status."""
 _JSON: Final = (b"content-type", b"application/json")
 _STREAM: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
@@ -132,7 +135,8 @@ class Server:
             self._metrics.responses[error.status] += 1
             # What of a body was not read must not be taken for the next request, nor be waited for.
             close, later = error.status in _UNREAD, error.body.get("retry_after")
-            await _send_json(send, error.status, error.body, close=close, retry_after=later)
+            also = _ALSO.get(error.status)
+            await _send(send, error.status, to_json(error.body), close=close, retry_after=later, also=also)
 
     # ------------------------------------------------------------ POST /v1/requests
 
@@ -284,6 +288,15 @@ class Server:
 
 
 def _unknown(strangers: Sequence[Stranger]) -> HttpError:
+    if not strangers:
+        return http_error(
+            401,
+            "unauthenticated",
+            "Only callers on this machine are answered here.",
+            why="No identities are configured, so that any claim would be believed; and the request came from "
+            "elsewhere, or names another host than 127.0.0.1 or localhost.",
+            fix="Bind identities in the environment's bindings, or call it as 127.0.0.1.",
+        )
     later = next((one for one in strangers if one.later), None)
     if later is not None:
         return http_error(
@@ -383,10 +396,14 @@ def _contract(body: bytes) -> Request:
         return Request.model_validate(value)
     except ValidationError as error:
         fields = [
-            (".".join(str(part) for part in found["loc"]) or "(body)", found["msg"])
+            (".".join(str(part) for part in found["loc"]) or "(body)", _said(found["type"], found["msg"]))
             for found in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise HttpError(422, _error(ContractError(fields, fix="See /openapi.json."))) from error
+
+
+def _said(kind: str, message: str) -> str:
+    return "Input should be a JSON object" if kind == "model_type" else message
 
 
 def _caching(one: Caller, headers: list[tuple[bytes, bytes]]) -> Caching:
@@ -403,14 +420,22 @@ def _sse(event: Event) -> bytes:
     return b"event: " + event.kind.encode() + b"\ndata: " + to_json(event.data) + b"\n\n"
 
 
-async def _send_json(
-    send: Send, status: int, body: Any, *, close: bool = False, retry_after: float | None = None
+async def _send_json(send: Send, status: int, body: Any, *, retry_after: float | None = None) -> None:
+    await _send(send, status, to_json(body), retry_after=retry_after)
+
+
+async def _send(
+    send: Send,
+    status: int,
+    body: bytes,
+    *,
+    close: bool = False,
+    retry_after: float | None = None,
+    also: tuple[bytes, bytes] | None = None,
 ) -> None:
-    await _send(send, status, to_json(body), close=close, retry_after=retry_after)
-
-
-async def _send(send: Send, status: int, body: bytes, *, close: bool = False, retry_after: float | None = None) -> None:
     headers = [_JSON, (b"content-length", str(len(body)).encode())]
+    if also is not None:
+        headers.append(also)
     if retry_after is not None:
         headers.append((b"retry-after", str(whole_seconds(retry_after)).encode()))
     if close:
@@ -442,9 +467,11 @@ async def _not_found(request: HttpRequest, _: Exception) -> JSONResponse:
 
 async def _http_error(_: HttpRequest, error: Exception) -> JSONResponse:
     assert isinstance(error, HttpError)
-    return JSONResponse(error.body, error.status, {"connection": "close"} if error.status in _UNREAD else None)
+    headers = {"connection": "close"} if error.status in _UNREAD else {}
+    return JSONResponse(error.body, error.status, headers | (CHALLENGE if error.status == 401 else {}))
 
 
-async def _not_allowed(request: HttpRequest, _: Exception) -> JSONResponse:
+async def _not_allowed(request: HttpRequest, raised: Exception) -> JSONResponse:
+    assert isinstance(raised, HTTPException)
     error = http_error(405, "method_not_allowed", f"{request.method} is not for {request.url.path}.")
-    return JSONResponse(error.body, status_code=405)
+    return JSONResponse(error.body, 405, raised.headers)

@@ -154,7 +154,7 @@ async def test_identities(fake: FakeModels) -> None:
     async with setting(fake.base_url, bindings=bound) as s, serving(s) as client:
         for headers in ({}, {"x-api-key": "wrong"}, {"authorization": "Basic x"}, {"x-api-key": "k" * 4000}):
             status, found = await ask(client, body(), **headers)
-            assert (status, found["error"]) == (401, "unauthenticated")
+            assert (status, found["error"]) == (401, "unauthenticated") and found["why"]
         assert s.receipts.kept == []
         assert (await ask(client, body(), authorization=f"bearer {KEY}"))[0] == 200
         assert s.receipts.last.identity == "a"
@@ -190,6 +190,9 @@ async def test_a_release_without_identities_stays_on_loopback_wherever_the_serve
         headers = [(b"host", host)] if host is not None else []
         scope = {"type": "http", "method": "POST", "path": "/v1/requests", "headers": headers, "server": server}
         await Server([Served("support", "prod", lambda: s.compiled, s.router)])(scope, receive, send)
+        if sent[0]["status"] == 401:
+            assert (b"www-authenticate", b"Bearer") in sent[0]["headers"]
+            assert "No identities are configured" in json.loads(sent[1]["body"])["why"]
         return int(sent[0]["status"])
 
     async with setting() as s:
@@ -249,6 +252,7 @@ async def test_the_other_paths(fake: FakeModels) -> None:
         ):
             async with client.request(method, path) as response:
                 assert response.status == status and "error" in await response.json()
+                assert bool(response.headers.get("allow")) == (status == 405)
         async with client.get("/openapi.json") as response:
             document = await response.json()
         schemas = document["components"]["schemas"]
