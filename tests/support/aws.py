@@ -60,19 +60,25 @@ class StandIn:
 
     def client(self, service: str, url: str | None = None) -> Any:
         """Give a plain boto3 client, for what tests do behind bundlectl's back."""
-        return boto3.session.Session().client(
-            service,  # type: ignore[call-overload]
-            endpoint_url=url or self.url,
-            region_name=REGION,
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
+        return _client(service, url or self.url)
 
     def bucket(self, stem: str = "registry") -> str:
         """Make a bucket of its own, and give its name."""
         name = f"{stem}-{secrets.token_hex(4)}"
         self.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
         return name
+
+
+@cache
+def _client(service: str, url: str) -> Any:
+    """Make one, once in a run: boto3 reads a service's description anew for each."""
+    return boto3.session.Session().client(
+        service,  # type: ignore[call-overload]
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
 
 
 @cache
