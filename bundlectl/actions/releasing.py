@@ -282,7 +282,7 @@ def commit_release(
         now=standing.now,
     )
     committed = releases_of(ctx).commit(standing.app, standing.environment, standing.present, data)
-    untold = _bear_witness(ctx, release, committed.digest)
+    untold = [*_opened(ctx, standing, release), *_bear_witness(ctx, release, committed.digest)]
     return Released(
         app=release.app,
         environment=release.environment,
@@ -298,6 +298,18 @@ def commit_release(
         expires=format_time(release.expires) if release.expires else None,
         warnings=[*warnings, *untold],
     )
+
+
+def _opened(ctx: Context, standing: Standing, release: Release) -> list[str]:
+    """Say so where a release takes all identities away: from then on callers are refused, and this machine is not."""
+    if standing.live is None or release.bindings.identities or not standing.live.release.bindings.identities:
+        return []
+    warning = (
+        f"{release.app}:{release.environment} has no identities any more: its servers now believe any claim from their "
+        "own machine, and answer nobody else"
+    )
+    ctx.reporter.warn(warning)
+    return [warning]
 
 
 def _bear_witness(ctx: Context, release: Release, digest: str) -> list[str]:

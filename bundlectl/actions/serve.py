@@ -122,12 +122,14 @@ def followed(environments: Sequence[str]) -> list[EnvironmentReference]:
     """Read the environments that are to be followed.
 
     Raises:
-        UsageError: one is none, or names one release.
+        UsageError: one is none, names one release, or is there twice.
     """
     refs = [parse_environment(environment) for environment in environments]
     for ref in refs:
         if ref.serial is not None:
             raise UsageError(f"{ref} names one release.", fix="Name an environment to follow: APP:ENV")
+        if refs.count(ref) > 1:
+            raise UsageError(f"{ref} is named twice.", fix="Name each environment once.")
     return refs
 
 
@@ -177,7 +179,8 @@ def _access_log(ctx: Context, file: Path, stack: AsyncExitStack) -> Callable[[by
             out = stack.enter_context(file.open("ab", buffering=0))
         except OSError as error:
             why = error.strerror or str(error)
-            raise UsageError(f"The access log {file} cannot be written.", why=why) from error
+            fix = "Name a file that this process may write, or - for stdout."
+            raise UsageError(f"The access log {file} cannot be written.", why=why, fix=fix) from error
     failing = False
 
     def write(line: bytes) -> None:

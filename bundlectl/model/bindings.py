@@ -184,6 +184,9 @@ class Identities(Strict):
     api_keys: list[ApiKey] = []
     oidc: list[TokenIssuer] | None = None
 
+    def __bool__(self) -> bool:
+        return bool(self.api_keys or self.oidc)
+
 
 class AnswerCaching(Strict):
     """Giving answers again to the same question of the same tenant, role and scopes, for ``ttl`` at most.

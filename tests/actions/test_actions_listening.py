@@ -1,4 +1,4 @@
-"""Where a server listens: two that start at once on one port."""
+"""What a server is told to do: two that start at once on one port, an environment that is named twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from bundlectl.actions.listening import Graceful, bind, configured, listen
-from bundlectl.model.errors import BackendUnavailable
+from bundlectl.actions.serve import followed
+from bundlectl.model.errors import BackendUnavailable, UsageError
 
 
 def two_on_one_port() -> tuple[socket.socket, socket.socket]:
@@ -33,3 +34,9 @@ def test_a_server_that_comes_second_ends_with_that() -> None:
         listen(first)
         with pytest.raises(BackendUnavailable):
             asyncio.run(Graceful(configured(None)).serve([second]))
+
+
+def test_an_environment_is_followed_once() -> None:
+    assert [str(ref) for ref in followed(["a:dev", "b:dev"])] == ["a:dev", "b:dev"]
+    with pytest.raises(UsageError, match="a:dev is named twice"):
+        followed(["a:dev", "b:dev", "a:dev"])

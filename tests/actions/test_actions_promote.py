@@ -130,6 +130,16 @@ def test_bindings_that_no_resolver_could_load_are_not_made_live(work: Workspace,
     assert work.head("dev").read_bytes() == before
 
 
+def test_who_takes_the_identities_away_is_told(work: Workspace, tmp_path: Path) -> None:
+    file, head = tmp_path / "b.yaml", "apiVersion: bundlectl/v1\nkind: Bindings\n"
+    key = f'{{id: web, hash: "sha256:{"1" * 64}", tenants: [acme], roles: [agent]}}'
+    file.write_text(f"{head}identities: {{api_keys: [{key}]}}\n")
+    assert bind(work.context(), f"{APP}:dev", reason="x", file=file).released.warnings == []
+    file.write_text(head)
+    (warning,) = bind(work.context(), f"{APP}:dev", reason="x", file=file).released.warnings
+    assert warning.startswith(f"{APP}:dev has no identities any more")
+
+
 def test_what_bind_cannot_mean_is_refused(work: Workspace) -> None:
     before = work.head("dev").read_bytes()
     with pytest.raises(UsageError, match="names one release") as caught:
