@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import signal
 import socket
@@ -64,10 +65,12 @@ def listen(bound: socket.socket) -> None:
 
 
 def _cannot_listen(where: str, error: OSError) -> BackendUnavailable:
+    about_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+    port = "Choose another port with --port, or end the process that holds it."
     return BackendUnavailable(
         f"The server cannot listen on {where}.",
         why=error.strerror or str(error),
-        fix="Choose another port with --port, or end the process that holds it.",
+        fix=port if about_port else "Name an address of this machine with --host: 127.0.0.1, or 0.0.0.0 for all.",
     )
 
 

@@ -28,6 +28,12 @@ def test_of_two_that_took_an_address_one_listens_and_the_other_is_told() -> None
         assert "--port" in told.value.fix
 
 
+def test_an_address_of_another_machine_is_told_from_a_port_that_is_taken() -> None:
+    with pytest.raises(BackendUnavailable) as told:
+        bind("192.0.2.1", 0)
+    assert "--host" in told.value.fix
+
+
 def test_a_server_that_comes_second_ends_with_that() -> None:
     first, second = two_on_one_port()
     with first, second:
