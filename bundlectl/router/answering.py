@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 
 from pydantic_core import from_json
@@ -29,23 +29,21 @@ _NOT_CHECKED = ValidationRecord(outcome="not_checked")
 
 def choose_route(run: Run) -> None:
     """Take the first rule that matches and prepare the calls."""
-    compiled = run.compiled
-    name, run.route_why = compiled.select.choose(
-        run.request, run.task.format, run.prompt_tokens or 0, compiled.unhealthy
-    )
-    route = run.route = run.compiled.routes[name]
+    compiled, task = run.compiled, run.task
+    name, run.route_why = compiled.select.choose(run.request, task.format, run.prompt_tokens or 0, compiled.unhealthy)
+    route = run.route = compiled.routes[name]
     if route.asynchronous and run.request.latency_class != "batch":
         raise ContractError(
             [("latency_class", f"route {name} answers in batches only")],
             fix="Send latency_class: batch, or let a rule choose another route for interactive requests.",
         )
     run.invocation = Invocation(
-        run.compiled,
+        compiled,
         route,
         run.messages,
         run.question,
         run.passages,
-        run.task.schema,
+        task.schema,
         run.shared.budget,
         run.shared.chance,
     )
@@ -53,35 +51,39 @@ def choose_route(run: Run) -> None:
 
 async def invoke(run: Run) -> None:
     """Get the next reply: of the chosen route, else of its fallbacks."""
-    run.reply = await _invocation(run).reply()
-    if run.reply.refused:
+    reply = run.reply = await _invocation(run).reply()
+    if reply.refused:
         raise Refusal("no_answer", NOTHING_FOUND)
 
 
-async def guard_output(run: Run) -> None:
-    """Inspect the answer and its quotes. Objects are inspected as parsed: an escape hides no address."""
-    guard = run.profile.output
-    text = _reply(run).text
-    if run.task.format == "text":
-        outcome = guard.apply(text)
-        _note(run, outcome)
-        _take_citations(run, text)
-        run.output = outcome.text
-        await _inspect(run)
-        return
-    checked = run.checked = await _check(run.task.output, _reply(run))
+def guard_output(run: Run) -> Awaitable[None] | None:
+    """Inspect the answer and its quotes; gives what to wait for, where there is anything."""
+    reply = _reply(run)
+    if run.task.format != "text":
+        return _guard_object(run, reply)
+    outcome = run.profile.output.apply(reply.text)
+    _note(run, outcome)
+    _take_citations(run, reply.text)
+    run.output = outcome.text
+    return _inspect(run) if run.profile.output_inspectors else None
+
+
+async def _guard_object(run: Run, reply: ModelReply) -> None:
+    """Inspect an object as it is parsed: an escape hides no address."""
+    checked = run.checked = await _check(run.task.output, reply)
     if checked.outcome == "invalid":
         return
     try:
         answer_digest(checked.value)
-        guarded = guard.apply_json(checked.value)
+        guarded = run.profile.output.apply_json(checked.value)
     except (ValueError, RecursionError):
         run.checked = OutputResult(None, "invalid", (": too deep, or holds a number or text that JSON cannot",))
         return
     _take_citations(run, checked.value)
     _note(run, GuardOutcome("", guarded.action, guarded.findings))
     run.output = guarded.value
-    await _inspect(run)
+    if run.profile.output_inspectors:
+        await _inspect(run)
     if run.output != checked.value:
         again = run.task.output.check(json.dumps(run.output, ensure_ascii=False))
         if again.outcome == "invalid":
@@ -91,8 +93,6 @@ async def guard_output(run: Run) -> None:
 async def _inspect(run: Run) -> None:
     """Show the answer and its quotes, as the detectors left them, to what looks at text elsewhere."""
     inspectors = run.profile.output_inspectors
-    if not inspectors:
-        return
     quotes = [citation.quote for citation in run.citations]
     value, seen = await inspect_json(inspectors, [run.output, quotes], "output")
     run.guards["output"] = joined(run.guards["output"], seen, "output")

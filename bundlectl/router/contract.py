@@ -44,6 +44,18 @@ def check_contract(request: Request, compiled: Compiled) -> CompiledTask:
     task = compiled.tasks.get(request.task)
     if task is None:
         raise ContractError([("task", f"this release has no such task; it has {_names(compiled.tasks)}")])
+    asked = request.input.get(task.question_input, "")
+    if (
+        request.policy_profile not in task.profiles
+        or request.response_format not in (None, task.format)
+        or request.input.keys() != task.prompt.inputs
+        or not isinstance(asked, str)
+    ):
+        raise ContractError(_misfits(request, task))
+    return task
+
+
+def _misfits(request: Request, task: CompiledTask) -> list[tuple[str, str]]:
     fields: list[tuple[str, str]] = []
     if request.policy_profile not in task.profiles:
         fields.append(("policy_profile", f"not a profile of this task; it has {_names(task.profiles)}"))
@@ -55,12 +67,9 @@ def check_contract(request: Request, compiled: Compiled) -> CompiledTask:
         for name in request.input
         if name not in task.inputs
     ]
-    asked = request.input.get(task.question_input)
-    if task.question_input in request.input and not isinstance(asked, str):
+    if not isinstance(request.input.get(task.question_input, ""), str):
         fields.append((f"input.{task.question_input}", "must be a string: it is what is searched for"))
-    if fields:
-        raise ContractError(fields)
-    return task
+    return fields
 
 
 def input_digest(value: dict[str, Any], key: bytes) -> str:

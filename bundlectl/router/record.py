@@ -12,6 +12,7 @@ from bundlectl.model.contract import Answer, Cost, Degraded, Usage
 from bundlectl.model.errors import BundlectlError
 from bundlectl.model.receipt import Receipt
 from bundlectl.router.answering import answer_digest
+from bundlectl.router.routing import CompiledRoute
 from bundlectl.router.run import Run
 
 STATUS: Final = {
@@ -49,16 +50,16 @@ def conclude(run: Run) -> Outcome:
     """Make the answer and the receipt."""
     invocation = run.invocation
     attempts = invocation.attempts if invocation else []
-    usage = _together([attempt.usage for attempt in attempts])
-    prices = run.compiled.prices
-    cost = prices.cost(invocation.spent) if invocation else Cost(usd=0.0, price_book=prices.name)
-    run.cost = cost
+    usage = attempts[0].usage if len(attempts) == 1 else _together([attempt.usage for attempt in attempts])
+    cost = run.cost = run.compiled.prices.cost(invocation.spent if invocation is not None else ())
     replied = invocation is not None and run.reply is not None and run.error is None
-    degraded = None
-    if invocation is not None and replied and invocation.degraded is not None:
-        degraded = Degraded(reason=invocation.degraded)
+    route, degraded = run.route, None
+    if invocation is not None and replied:
+        route = invocation.route
+        if (why := invocation.degraded) is not None:
+            degraded = Degraded(reason=why)
     answered = run.refused is None and run.error is None
-    receipt = _receipt(run, usage, cost, degraded, replied=replied, answered=answered)
+    receipt = _receipt(run, route, usage, cost, degraded, replied=replied, answered=answered)
     if run.error is not None:
         key = "contract" if run.error.code == "contract" else "unavailable"
         return Outcome(None, receipt, STATUS[key], run.error, run.passages)
@@ -67,10 +68,10 @@ def conclude(run: Run) -> Outcome:
         format="structured_json" if run.task.format == "structured_json" else "text",
         refused=run.refused,
         degraded=degraded,
-        citations=run.citations if answered else [],
+        citations=list(run.citations) if answered else [],
         release=run.compiled.ref,
         route=receipt.route,
-        model=_model(run, replied=replied),
+        model=run.hit.model if run.hit is not None else route.model_name if route is not None and replied else None,
         usage=usage,
         cost=cost,
         receipt=run.id,
@@ -83,15 +84,7 @@ def conclude(run: Run) -> Outcome:
     return Outcome(answer, receipt, status, passages=run.passages, retry_after=run.retry_after)
 
 
-def _model(run: Run, *, replied: bool) -> str | None:
-    if run.hit is not None:
-        return run.hit.model
-    return run.invocation.route.model_name if run.invocation is not None and replied else None
-
-
 def _together(parts: list[Usage]) -> Usage:
-    if len(parts) == 1:
-        return parts[0]
     return Usage(
         input_tokens=sum(part.input_tokens for part in parts),
         output_tokens=sum(part.output_tokens for part in parts),
@@ -102,11 +95,17 @@ def _together(parts: list[Usage]) -> Usage:
 
 
 def _receipt(
-    run: Run, usage: Usage, cost: Cost, degraded: Degraded | None, *, replied: bool, answered: bool
+    run: Run,
+    route: CompiledRoute | None,
+    usage: Usage,
+    cost: Cost,
+    degraded: Degraded | None,
+    *,
+    replied: bool,
+    answered: bool,
 ) -> Receipt:
-    request, invocation = run.request, run.invocation
-    provider = invocation.route.provider if invocation is not None and replied else None
-    answering = invocation.route if invocation is not None and replied else run.route
+    request, invocation, hit = run.request, run.invocation, run.hit
+    provider = route.provider if route is not None and replied else None
     return Receipt.unchecked(
         apiVersion="bundlectl/v1",
         kind="Receipt",
@@ -121,18 +120,18 @@ def _receipt(
         response_format=run.task.format,
         profile=request.policy_profile,
         release=run.compiled.ref,
-        components=dict(run.compiled.components),
+        components=run.compiled.components,
         code_version=__version__,
         input_digest=run.input_digest,
         access=run.access,
-        access_policies=run.access_policies,
-        route=answering.name if answering else run.hit.route if run.hit is not None else None,
+        access_policies=list(run.access_policies),
+        route=route.name if route is not None else hit.route if hit is not None else None,
         route_why=run.route_why,
         attempts=invocation.attempts if invocation else [],
         retrieval=run.retrieval,
         prompt_digest=run.prompt_digest,
         prompt_tokens=run.prompt_tokens,
-        prompt_reached_model=provider.reads_prompt if provider else None,
+        prompt_reached_model=provider.reads_prompt if provider is not None else None,
         guards=list(run.guards.values()),
         validation=run.validation,
         cache=run.cache,
@@ -144,6 +143,6 @@ def _receipt(
         answer_digest=answer_digest(run.output) if answered and run.output is not None else None,
         error={"error": run.error.code, "stage": run.failed_stage} if run.error else None,
         soft_limits=run.soft_limits,
-        cached_from=run.hit.receipt if run.hit is not None else None,
+        cached_from=hit.receipt if hit is not None else None,
         pinned=run.pinned,
     )

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from pydantic_core import to_json
 
@@ -37,12 +37,8 @@ from bundlectl.router.running import Concluding, Stages
 from bundlectl.router.spending import check_limits, reserve, settle
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One step. ``run`` may name the stage to go to; it refuses by raising Refusal.
-
-    One that ``waits`` gives something to wait for, or ``None`` when this time there is nothing.
-    """
+class Stage(NamedTuple):
+    """One step. ``run`` may name the stage to go to, or give what to wait for; it refuses by raising Refusal."""
 
     name: str
     run: (
@@ -51,22 +47,21 @@ class Stage:
         | Callable[[Run], Awaitable[None] | None]
         | Callable[[Run], str | Awaitable[str | None] | None]
     )
-    waits: bool = False
 
 
 STAGES: Final = (
     Stage("identity", check_identity),
-    Stage("limits", check_limits, waits=True),  # for Redis, where counts are shared
+    Stage("limits", check_limits),  # waits for Redis, where counts are shared
     Stage("access", check_access),
-    Stage("input_guard", guard_input, waits=True),
-    Stage("cache", look_up, waits=True),  # may go to the receipt; waits for Redis
-    Stage("retrieval", retrieve, waits=True),  # searches and reranks
+    Stage("input_guard", guard_input),
+    Stage("cache", look_up),  # may go to the receipt; waits for Redis
+    Stage("retrieval", retrieve),  # searches and reranks
     Stage("packing", pack_passages),
     Stage("prompt", render_prompt),
     Stage("route", choose_route),
-    Stage("budget", reserve, waits=True),
-    Stage("invoke", invoke, waits=True),
-    Stage("output_guard", guard_output, waits=True),
+    Stage("budget", reserve),
+    Stage("invoke", invoke),
+    Stage("output_guard", guard_output),
     Stage("output_validation", validate_output),  # may go back to invoke
     # then, always: the receipt (conclude)
 )
@@ -234,10 +229,10 @@ class Router:
         """Run stages until ``end``; False when the request was refused or failed on the way."""
         with Stages(run, self._tracer) as stages:
             while position < end:
-                stage = STAGES[position]
-                stages.begin(stage.name)
-                back: Any = stage.run(run)
-                if stage.waits and back is not None and back.__class__ is not str:
+                name, step = STAGES[position]
+                stages.begin(name)
+                back: Any = step(run)
+                if back is not None and back.__class__ is not str:
                     back = await back
                 position = position + 1 if back is None else _POSITION[back]
             return True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -78,31 +78,20 @@ _FOUND_NOTHING: Final = {
 }
 
 
-@dataclass(slots=True)
 class Run:
-    """The state of one request. It belongs to one release from its first stage to its last."""
+    """The state of one request. It belongs to one release from its first stage to its last.
 
-    id: str
-    time: datetime
-    request: Request
-    identity: Identity
-    compiled: Compiled
-    task: CompiledTask
-    profile: CompiledProfile
-    shared: Shared
-    input_digest: str
-    pinned: Pinned | None = None
+    What no stage has found yet is as the class says it.
+    """
 
-    input: dict[str, Any] = field(default_factory=dict)
     question: str = ""
     access: Literal["allow", "deny"] | None = None
-    access_policies: list[str] = field(default_factory=list)
-    guards: dict[str, GuardRecord] = field(default_factory=dict)
+    access_policies: Sequence[str] = ()
     allowed: Filter | None = None
     hits: tuple[Any, ...] = ()
     retrieval: RetrievalRecord | None = None
     passages: tuple[Passage, ...] = ()
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: Sequence[dict[str, str]] = ()
     prompt_digest: str | None = None
     prompt_tokens: int | None = None
     route: CompiledRoute | None = None
@@ -111,20 +100,47 @@ class Run:
     granted: Granted | None = None
     soft_limits: list[str] | None = None
     retry_after: float | None = None
-    caching: Caching = "use"
     cache: Literal["off", "miss", "hit"] = "off"
     place: Place | None = None
     hit: Hit | None = None
     reply: ModelReply | None = None
     checked: OutputResult | None = None
     output: Any = None
-    citations: list[Citation] = field(default_factory=list)
-    unknown_citations: list[int] = field(default_factory=list)
+    citations: Sequence[Citation] = ()
+    unknown_citations: Sequence[int] = ()
     validation: ValidationRecord | None = None
     asked_again: int = 0
 
     refused: Refused | None = None
     error: BundlectlError | None = None
     failed_stage: str = ""
-    stages: dict[str, float] = field(default_factory=dict)
     cost: Cost | None = None
+
+    def __init__(
+        self,
+        id: str,
+        time: datetime,
+        request: Request,
+        identity: Identity,
+        compiled: Compiled,
+        task: CompiledTask,
+        profile: CompiledProfile,
+        shared: Shared,
+        input_digest: str,
+        caching: Caching = "use",
+        pinned: Pinned | None = None,
+    ) -> None:
+        self.id = id
+        self.time = time
+        self.request = request
+        self.identity = identity
+        self.compiled = compiled
+        self.task = task
+        self.profile = profile
+        self.shared = shared
+        self.input_digest = input_digest
+        self.caching = caching
+        self.pinned = pinned
+        self.input: dict[str, Any] = {}
+        self.guards: dict[str, GuardRecord] = {}
+        self.stages: dict[str, float] = {}

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from bundlectl.model.errors import BackendUnavailable, BundlectlError
@@ -54,10 +55,10 @@ class Concluding:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         run = self._run
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            run.error = Cancelled("The caller went away before the answer was there.")
-        elif error is not None:
-            run.error = Defect("A defect of bundlectl ended the request.")
+        if error is not None:
+            gone = isinstance(error, asyncio.CancelledError | GeneratorExit)
+            gave_up = Cancelled("The caller went away before the answer was there.")
+            run.error = gave_up if gone else Defect("A defect of bundlectl ended the request.")
         try:
             self.outcome = self._conclude(run)
             if self._span is not None:
@@ -72,13 +73,12 @@ class Concluding:
 class Stages:
     """Times stages, each until the next one begins, traces them, and turns a refusal or failure into the run's."""
 
-    __slots__ = ("_began", "_name", "_run", "_span", "_tracer")
+    __slots__ = ("_began", "_run", "_span", "_tracer")
 
     def __init__(self, run: Run, tracer: Tracer | None) -> None:
         """Take the run, and the tracer where there is one."""
         self._run = run
-        self._name = ""
-        self._began = 0.0
+        self._began: list[tuple[str, float]] = []
         self._tracer = tracer
         self._span: AbstractContextManager[None] | None = None
 
@@ -87,15 +87,10 @@ class Stages:
 
     def begin(self, name: str) -> None:
         """End the stage before and begin another."""
-        now = time.perf_counter()
-        run, last = self._run, self._name
-        if last:
-            run.stages[last] = run.stages.get(last, 0.0) + now - self._began
-        run.failed_stage = self._name = name
-        self._began = now
+        self._began.append((name, time.perf_counter()))
         if self._tracer is not None:
             self._leave_span(None)
-            self._span = telemetry.stage_span(self._tracer, name, run)
+            self._span = telemetry.stage_span(self._tracer, name, self._run)
             self._span.__enter__()
 
     def _leave_span(self, error: BaseException | None) -> None:
@@ -105,10 +100,13 @@ class Stages:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         run = self._run
-        if self._name:
-            run.stages[self._name] = run.stages.get(self._name, 0.0) + time.perf_counter() - self._began
-            # A refusal is no error of its span.
-            self._leave_span(None if isinstance(error, Refusal) else error)
+        for (name, began), (_, ended) in pairwise([*self._began, ("", time.perf_counter())]):
+            run.stages[name] = run.stages.get(name, 0.0) + ended - began
+            run.failed_stage = name
+        # A refusal is no error of its span.
+        self._leave_span(None if isinstance(error, Refusal) else error)
+        if error is None:
+            return False
         if isinstance(error, Refusal):
             run.refused = error.refused
             return True
