@@ -11,7 +11,7 @@ from pathlib import Path
 import typer.main
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from bundlectl.cli.program import app
+from bundlectl.cli.program import program
 
 Command = TyperCommand | TyperGroup
 
@@ -22,7 +22,7 @@ _ENDS = {"|", "&&", "||", ";", ">", "&", "<"}
 
 def root() -> TyperGroup:
     """Give the program."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(program())
     assert isinstance(group, TyperGroup)
     return group
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from bundlectl.cli.program import app
+from bundlectl.cli.program import FAMILIES, program
 from tests.cli import commands, golden
 
 EVERY = commands.every()
@@ -15,7 +16,7 @@ EVERY = commands.every()
 def _help(words: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "dumb")
-    result = CliRunner().invoke(app, [*words.split(), "--help"], prog_name="bundlectl")
+    result = CliRunner().invoke(program(words.partition(" ")[0]), [*words.split(), "--help"], prog_name="bundlectl")
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -23,6 +24,15 @@ def _help(words: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("words", EVERY, ids=lambda words: words or "bundlectl")
 def test_help(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     golden.check(f"help/{words.replace(' ', '-') or 'bundlectl'}", _help(words, monkeypatch))
+
+
+def test_every_word_is_found_in_the_family_that_is_said_to_have_it() -> None:
+    words = [word for family in FAMILIES.values() for word in family]
+    assert sorted(words) == sorted(words for words in EVERY if words and " " not in words)
+    for word in words:
+        alone = get_command(program(word))
+        assert isinstance(alone, TyperGroup) and word in alone.commands
+        assert len(alone.commands) < len(words)
 
 
 def test_no_golden_file_outlives_its_command() -> None:

@@ -18,7 +18,7 @@ from bundlectl.actions.init import init
 from bundlectl.actions.promote import promote
 from bundlectl.actions.rollback import rollback
 from bundlectl.cli import session
-from bundlectl.cli.program import app
+from bundlectl.cli.program import program
 from tests.cli import golden
 from tests.support.workspace import APP, Workspace
 
@@ -64,7 +64,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch, work: Workspace) -> Iterator[None]:
 
 
 def shown(*argv: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(argv))
+    result = CliRunner().invoke(program(argv[0]), list(argv))
     assert result.exit_code == code, result.output
     return golden.without_digests(result.stdout)
 
@@ -100,7 +100,7 @@ def test_a_narrow_terminal_loses_no_environment(monkeypatch: pytest.MonkeyPatch)
 
 def test_digests_that_writes_print_are_whole(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    result = CliRunner().invoke(app, ["build", "."])
+    result = CliRunner().invoke(program("build"), ["build", "."])
     assert result.exit_code == 0
     assert len(result.stdout.split()[0]) == len(f"{APP}@sha256:") + 64
     assert Path(work.folder).is_dir()

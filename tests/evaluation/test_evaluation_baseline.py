@@ -20,7 +20,7 @@ from bundlectl.actions.evaluate import Evaluated, Settings, evaluate
 from bundlectl.actions.keyring import keyring_init
 from bundlectl.actions.policy import set_policy
 from bundlectl.actions.promote import promote
-from bundlectl.cli.program import app
+from bundlectl.cli.program import program
 from bundlectl.evaluation.report import Report
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.components import Model
@@ -272,7 +272,7 @@ def test_where_nothing_can_differ_the_baselines_own_result_is_used(shop: Shop) -
 
 def run(shop: Shop, *argv: str) -> Result:
     return CliRunner().invoke(
-        app, [*argv, "--registry", shop.ctx.registry_url], prog_name="bundlectl", env={"COLUMNS": "160"}
+        program(), [*argv, "--registry", shop.ctx.registry_url], prog_name="bundlectl", env={"COLUMNS": "160"}
     )
 
 

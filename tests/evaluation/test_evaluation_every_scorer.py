@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from bundlectl.actions.build import build
 from bundlectl.actions.promote import promote
-from bundlectl.cli.program import app
+from bundlectl.cli.program import program
 from bundlectl.evaluation.scorers.judge import Judge
 from bundlectl.evaluation.scorers.judged import JudgedScorer
 from bundlectl.evaluation.scorers.score import AnyScorer, Sample, Weighed, weigh_case
@@ -95,7 +95,7 @@ class Office:
         before = Path.cwd()
         os.chdir(self.work.folder)
         try:
-            return CliRunner().invoke(app, [*argv, "--judge-bindings", "judges.json"], catch_exceptions=False)
+            return CliRunner().invoke(program(), [*argv, "--judge-bindings", "judges.json"], catch_exceptions=False)
         finally:
             os.chdir(before)
 
@@ -205,7 +205,7 @@ def test_without_an_address_judges_measure_nothing_and_nothing_passes(office: Of
     os.chdir(office.work.folder)
     try:
         suite = ["--suite", "every/suite.yaml", "--bindings", "model.json", "--unsigned"]
-        found = CliRunner().invoke(app, ["eval", ".", *suite], catch_exceptions=False)
+        found = CliRunner().invoke(program("eval"), ["eval", ".", *suite], catch_exceptions=False)
     finally:
         os.chdir(before)
     assert found.exit_code == 3 and "judges that need an address: main" in found.stderr

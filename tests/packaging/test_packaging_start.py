@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bundlectl.cli.program import app
+from bundlectl.cli.program import program
 from tests.support.world import World
 
 HEAVY = {
@@ -130,9 +130,9 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return [path, *(found for name, child in children.items() for found in commands(child, (*path, name)))]
 
 
-@pytest.mark.parametrize("path", commands(get_command(app)), ids=lambda path: " ".join(path) or "bundlectl")
+@pytest.mark.parametrize("path", commands(get_command(program())), ids=lambda path: " ".join(path) or "bundlectl")
 def test_every_command_helps(path: tuple[str, ...]) -> None:
-    done = CliRunner().invoke(app, [*path, "--help"])
+    done = CliRunner().invoke(program(*path[:1]), [*path, "--help"])
     assert done.exit_code == 0, done.output
     assert "Usage:" in done.output
     assert done.output.split("Usage:")[1].strip()

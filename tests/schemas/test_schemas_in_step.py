@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from typer.main import get_command
 
 import bundlectl.actions
-from bundlectl.cli.program import app
+from bundlectl.cli.program import program
 from bundlectl.model.types import Strict
 from tests.schemas.generator import ROOT, generate
 
@@ -80,7 +80,7 @@ def _reach(type_: Any, reached: set[type]) -> None:
 
 
 def test_every_command_has_a_schema() -> None:
-    verbs = {"-".join(path) for path in commands(get_command(app), ())}
+    verbs = {"-".join(path) for path in commands(get_command(program()), ())}
     assert verbs - WITHOUT_RESULT == set(generate.OUTPUTS), "the table is OUTPUTS in schemas/generate.py"
 
 

@@ -27,11 +27,12 @@ from typing import Any
 
 import rich.table  # noqa: F401 - imported so that forks have it
 
-from bundlectl.cli.program import app
+from bundlectl.cli.program import program
 from bundlectl.storage import directory, store
 from bundlectl.storage.faults import Crash, FaultyStore
 
 ACTIONS = ("ask", "attest", "bind", "build", "compare", "init", "promote", "receipts", "renew", "rollback")
+PROGRAM = program()
 # What needs no thread of its own, for none lives on in a fork: not lancedb, not a server.
 IMPORTED = (
     *(f"bundlectl.actions.{name}" for name in (*ACTIONS, "show", "status", "transfer", "validate", "verify")),
@@ -102,7 +103,7 @@ def command(order: dict[str, Any], out: int, err: int) -> None:
     code = 1
     try:
         strike(order["fault"])
-        app(order["argv"])
+        PROGRAM(order["argv"])
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
     except Crash:

@@ -136,12 +136,12 @@ class Workspace:
         """Do as ``json`` does in this process: for what would spend its time on importing a search engine anew."""
         from typer.testing import CliRunner
 
-        from bundlectl.cli.program import app
+        from bundlectl.cli.program import program
 
         before = Path.cwd()
         os.chdir(self.folder)
         try:
-            done = CliRunner().invoke(app, [*argv, "-o", "json"], catch_exceptions=False)
+            done = CliRunner().invoke(program(argv[0]), [*argv, "-o", "json"], catch_exceptions=False)
         finally:
             os.chdir(before)
         return _expect(Ran(done.exit_code, done.stdout, done.stderr), 0, argv).json
