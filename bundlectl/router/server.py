@@ -47,6 +47,7 @@ from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.cache import Caching, caching_of
 from bundlectl.router.chat import ChatApi, openapi_paths
 from bundlectl.router.contract import ContractError
+from bundlectl.router.direct import send_whole, whole_body
 from bundlectl.router.http_error import CHALLENGE, HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
 from bundlectl.router.limits import whole_seconds
@@ -367,6 +368,11 @@ async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: flo
     length = _header(headers, b"content-length")
     if length is not None and length.isdigit() and int(length) > MAX_BODY:
         raise _too_large()
+    body = whole_body(receive)
+    if body is not None:
+        if len(body) > MAX_BODY:
+            raise _too_large()
+        return body
     parts: list[bytes] = []
     size = 0
     try:
@@ -440,6 +446,8 @@ async def _send(
         headers.append((b"retry-after", str(whole_seconds(retry_after)).encode()))
     if close:
         headers.append((b"connection", b"close"))
+    elif send_whole(send, status, headers, body):
+        return
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

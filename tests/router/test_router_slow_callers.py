@@ -69,6 +69,21 @@ async def answered(reader: asyncio.StreamReader) -> bytes:
     return head
 
 
+async def test_what_comes_whole_and_what_comes_in_pieces_is_answered_alike(fake: FakeModels) -> None:
+    async with setting(fake.base_url) as s, listening(s) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        plain, last = request(), request("connection: close")
+        writer.write(plain + plain + last[:-5])  # the second before the first is answered, the third in pieces
+        heads = [await answered(reader), await answered(reader)]
+        writer.write(last[-5:])
+        heads.append(await answered(reader))
+        assert await asyncio.wait_for(reader.read(), GRACE) == b""
+        fields = [{line.split(b":")[0] for line in head.splitlines()[1:-1]} for head in heads]
+        assert all(head.startswith(b"HTTP/1.1 200 OK\r\n") for head in heads)
+        assert fields[0] == fields[1] == fields[2] - {b"connection"} >= {b"date", b"content-type", b"content-length"}
+        writer.close()
+
+
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"POST /v1/requests HTTP/1.1\r\nhost: 127"])
 async def test_a_head_that_does_not_come_is_not_waited_for(fake: FakeModels, sent: bytes) -> None:
     async with setting(fake.base_url) as s, listening(s) as port:
