@@ -20,6 +20,7 @@ from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest, parse_json
 from bundlectl.model.errors import NotFound, UsageError, VerificationFailed
 from bundlectl.model.reference import EnvironmentReference, parse_reference
+from bundlectl.model.types import wrong_fields
 from bundlectl.trust.evidence import gather_evidence
 from bundlectl.trust.keyring import VerifiedKeyring
 
@@ -214,7 +215,9 @@ def _report(ctx: Context, app: str, bundle: str, result: EvaluationResult) -> Re
     try:
         report = Report.model_validate(parse_json(data, what=what), by_alias=True, by_name=False)
     except ValidationError as error:
-        raise VerificationFailed(f"{what} does not have the form this version knows.", why=str(error)) from error
+        raise VerificationFailed(
+            f"{what} does not have the form this version knows.", why=wrong_fields(error)
+        ) from error
     if (report.bundle, report.suite_digest, report.dataset_digest) != (
         bundle,
         result.suite_digest,

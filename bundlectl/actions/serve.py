@@ -338,8 +338,8 @@ def _cache(link: RedisLink | None, ref: EnvironmentReference, warn: Callable[[st
 
 
 def _told(ctx: Context, name: str, event: Event) -> None:
-    """Say what happened to an environment, with the time."""
-    line = f"{format_time(event.time)} {name}: {event.kind}: {event.message}"
+    """Say what happened to an environment, with the time, in one line whatever it quotes."""
+    line = f"{format_time(event.time)} {name}: {event.kind}: {' '.join(event.message.split())}"
     if event.kind in ("serving", "reachable", "resumed"):
         ctx.reporter.say(line)
     else:

@@ -28,7 +28,7 @@ from bundlectl.model.components import (
     Routes,
 )
 from bundlectl.model.errors import VerificationFailed
-from bundlectl.model.types import Digest, Strict
+from bundlectl.model.types import Digest, Strict, wrong_fields
 
 ARTIFACT_TYPE: Final = "application/vnd.bundlectl.bundle.v1+json"
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -135,7 +135,7 @@ class Bundle:
             except ValidationError as error:
                 raise VerificationFailed(
                     f"Component {name} of bundle {self.digest} does not have the form this version knows.",
-                    why=str(error),
+                    why=wrong_fields(error),
                     fix="If it was built by a newer bundlectl, use that version or a newer one.",
                 ) from error
         return Components(**parsed)
@@ -187,7 +187,7 @@ def open_manifest(manifest_bytes: bytes, expected: str) -> Manifest:
     try:
         return Manifest.model_validate(parse_json(manifest_bytes, what=f"manifest {expected}"))
     except ValidationError as error:
-        raise VerificationFailed(f"{expected} is not a bundle manifest.", why=str(error)) from error
+        raise VerificationFailed(f"{expected} is not a bundle manifest.", why=wrong_fields(error)) from error
 
 
 def open_bundle(manifest_bytes: bytes, blobs: Mapping[str, bytes], expected: str) -> Bundle:

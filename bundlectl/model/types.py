@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    ValidationError,
 )
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -151,3 +152,15 @@ Time = Annotated[
     PlainSerializer(format_time, return_type=str, when_used="always"),
 ]
 """UTC, whole seconds; written ``2026-11-23T18:00:00Z``."""
+
+
+def wrong_fields(error: ValidationError) -> str:
+    """Say in one line which fields are wrong and how, the first three, with nothing of what stands in them.
+
+    What was read may be anybody's: neither a name of a field nor a value becomes a line of a log.
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    places = [".".join(ascii(part).strip("'\"") for part in one["loc"])[:100] for one in found[:3]]
+    said = [f"{place}: {one['msg']}" for place, one in zip(places, found, strict=False)]
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(said) + more

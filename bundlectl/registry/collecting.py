@@ -16,7 +16,7 @@ from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, hex_of, parse_document
 from bundlectl.model.collecting import GC_MARK_PAYLOAD_TYPE, GcMark, GcState
 from bundlectl.model.errors import Conflict, VerificationFailed
-from bundlectl.model.types import format_time
+from bundlectl.model.types import format_time, wrong_fields
 from bundlectl.registry import layout
 from bundlectl.storage.store import KeyMissing, OutcomeUnknown, Store, SwapLost, Tag
 from bundlectl.trust.envelope import open_document
@@ -54,7 +54,7 @@ def read_marks(store: Store, app: str) -> Marks:
     except ValidationError as error:
         raise VerificationFailed(
             f"{key} does not have its form.",
-            why=str(error),
+            why=wrong_fields(error),
             fix="Delete it: gc then marks anew, and nothing is collected for 24 hours.",
         ) from error
     mark = open_document(state.mark, GC_MARK_PAYLOAD_TYPE, GcMark, key) if state.mark else None

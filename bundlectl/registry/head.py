@@ -11,6 +11,7 @@ from bundlectl.model.attestation import RELEASE, Envelope
 from bundlectl.model.canonical import canonical, parse_document
 from bundlectl.model.errors import VerificationFailed
 from bundlectl.model.release import MAX_HEAD, Head, Release
+from bundlectl.model.types import wrong_fields
 from bundlectl.registry.layout import Place
 from bundlectl.trust.envelope import open_statement
 
@@ -34,7 +35,7 @@ def parse_head(data: bytes, what: str) -> tuple[Head, Release]:
     try:
         head = Head.model_validate(value)
     except ValidationError as error:
-        raise VerificationFailed(f"{what} does not have the form of a head.", why=str(error)) from error
+        raise VerificationFailed(f"{what} does not have the form of a head.", why=wrong_fields(error)) from error
     if canonical(value) != data:
         # Its digest is what the next release names, so a head has one spelling: not a space may be added.
         raise VerificationFailed(
@@ -63,7 +64,7 @@ def release_of(envelope: Envelope, what: str) -> Release:
     except ValidationError as error:
         raise VerificationFailed(
             f"{what} carries a release in a form that this version does not know.",
-            why=str(error),
+            why=wrong_fields(error),
             fix="If it was written by a newer bundlectl, use that version or a newer one.",
         ) from error
     if (statement.subject[0].name, statement.bundle) != (release.app, release.bundle):

@@ -35,7 +35,7 @@ from bundlectl.model.bundle import (
 )
 from bundlectl.model.canonical import canonical, digest, hex_of, parse_json
 from bundlectl.model.errors import BackendUnavailable, NotFound, UsageError, VerificationFailed
-from bundlectl.model.types import Digest, Strict
+from bundlectl.model.types import Digest, Strict, wrong_fields
 from bundlectl.registry.collecting import needs_of, spare
 from bundlectl.registry.registry import Registry, check_app
 from bundlectl.trust.envelope import envelope_bytes, open_statement, parse_envelope
@@ -195,7 +195,7 @@ def _read(folder: Path) -> _Layout:
     try:
         top = _Top.model_validate(parse_json(_bytes_of(folder / "index.json", _MAX_BLOB), what=what))
     except ValidationError as error:
-        raise VerificationFailed(f"{what} is not an image layout's index.", why=str(error)) from error
+        raise VerificationFailed(f"{what} is not an image layout's index.", why=wrong_fields(error)) from error
     if len(top.manifests) != 1:
         raise VerificationFailed(
             f"{folder} names {len(top.manifests)} images; an exported bundle is one.",
@@ -216,7 +216,7 @@ def _read(folder: Path) -> _Layout:
     except ValidationError as error:
         raise VerificationFailed(
             f"{what} does not have the form of an exported bundle's.",
-            why=str(error),
+            why=wrong_fields(error),
             fix="Export it again, and copy with a tool that keeps bytes: skopeo copy --all",
         ) from error
     if not index.manifests:
@@ -248,7 +248,7 @@ def _attestation(folder: Path, descriptor: Descriptor, bundle: str) -> Envelope:
     try:
         manifest = _AttestationManifest.model_validate(parse_json(_blob(folder, descriptor), what=what))
     except ValidationError as error:
-        raise VerificationFailed(f"{what} does not have its form.", why=str(error)) from error
+        raise VerificationFailed(f"{what} does not have its form.", why=wrong_fields(error)) from error
     if manifest.subject.digest != bundle:
         raise VerificationFailed(f"{what} is about {manifest.subject.digest}, and the bundle is {bundle}.")
     envelope = parse_envelope(_blob(folder, manifest.layers[0]), f"the envelope of {what}")

@@ -8,6 +8,7 @@ from bundlectl.model.attestation import SNAPSHOT_PAYLOAD_TYPE
 from bundlectl.model.canonical import parse_document
 from bundlectl.model.documents import IndexPointer, Snapshot
 from bundlectl.model.errors import NotFound, VerificationFailed
+from bundlectl.model.types import wrong_fields
 from bundlectl.registry.registry import Registry
 from bundlectl.trust.envelope import open_document, parse_envelope, signed_by
 from bundlectl.trust.keyring import ACTIVE_OR_RETIRED, VerifiedKeyring
@@ -77,4 +78,4 @@ def parse_snapshot(data: bytes, snapshot: str) -> Snapshot:
     try:
         return Snapshot.model_validate(parse_document(data, what=f"snapshot {snapshot}"))
     except ValidationError as error:
-        raise VerificationFailed(f"{snapshot} is not a snapshot.", why=str(error)) from error
+        raise VerificationFailed(f"{snapshot} is not a snapshot.", why=wrong_fields(error)) from error

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from bundlectl.model.canonical import canonical, digest, parse_json
 from bundlectl.model.documents import TABLES_LIST, TableFile, TableFiles
 from bundlectl.model.errors import BackendUnavailable, Conflict, NotFound, UsageError, VerificationFailed
+from bundlectl.model.types import wrong_fields
 from bundlectl.registry.layout import index_folder
 from bundlectl.registry.objects import put_immutable, read_or_none
 from bundlectl.storage.parallel import in_parallel
@@ -112,7 +113,7 @@ def _listed(store: Store, prefix: str) -> TableFiles | None:
     try:
         return TableFiles.model_validate(parse_json(data, what=f"{prefix}/{TABLES_LIST}"))
     except ValidationError as error:
-        raise VerificationFailed(f"{prefix}/{TABLES_LIST} does not have its form.", why=str(error)) from error
+        raise VerificationFailed(f"{prefix}/{TABLES_LIST} does not have its form.", why=wrong_fields(error)) from error
 
 
 def _put_over(store: Store, key: str, data: bytes) -> None:

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from bundlectl.model.canonical import canonical, digest, parse_document
 from bundlectl.model.errors import BackendUnavailable, VerificationFailed
-from bundlectl.model.types import Digest, Strict
+from bundlectl.model.types import Digest, Strict, wrong_fields
 from bundlectl.registry.layout import Place
 from bundlectl.resolver.state import TrustedState
 
@@ -120,7 +120,7 @@ def _from_bytes(data: bytes, name: str) -> Saved:
     try:
         header = _Header.model_validate(parse_document(line, what=name))
     except ValidationError as error:
-        raise VerificationFailed(f"{name} does not have its form.", why=str(error), fix=_FIX) from error
+        raise VerificationFailed(f"{name} does not have its form.", why=wrong_fields(error), fix=_FIX) from error
     form = header.form()
     del form["body"]
     sizes = [*header.keyrings, header.head, header.pack]

@@ -39,8 +39,9 @@ class Event:
     """Something that an operator wants to know. The same event is not told twice in a row.
 
     ``serving``: another release serves. ``refused``: head was not believed or could not be prepared; the last
-    good stays. ``unreachable``, ``reachable``: the registry. ``stopped``: what served was blocked or has
-    expired, and nothing serves. ``resumed``: it may serve again. ``alarm``: it serves, and something is wrong.
+    good stays. ``unreachable``, ``reachable``: the registry; what it holds is believed again, too. ``stopped``: what
+    served was blocked or has expired, and nothing serves. ``resumed``: it may serve again. ``alarm``: it serves, and
+    something is wrong.
     ``defect``: an error in bundlectl or in ``prepare``; polling goes on.
     """
 
@@ -262,7 +263,8 @@ class Resolver(Generic[T]):
         if error is None:
             if self._told.pop("unreachable", None) is not None:
                 self._tell("reachable", f"The registry of {self.name} answers again.")
-            self._told.pop("refused", None)
+            if self._told.pop("refused", None) is not None and step.candidate is None:
+                self._tell("reachable", f"The head of {self.name} is believed again: release {self.status.serial}.")
             self.status = replace(self.status, last_poll=self._clock(), last_error=None, stale_since=None)
         else:
             away = isinstance(error, BackendUnavailable)
@@ -339,8 +341,11 @@ class Resolver(Generic[T]):
         self.status = replace(self.status, last_error=why, stale_since=since)
 
     def _tell(self, kind: EventKind, message: str, error: BaseException | None = None) -> None:
-        # Alarms are several at a time. An outage is one event, whatever the calls were that failed in it.
+        # Alarms are several at a time. An outage is one event, whatever the calls were that failed in it; its end is
+        # told each time.
         slot = f"{kind} {message}" if kind == "alarm" else kind
+        if kind in ("reachable", "resumed"):
+            self._told.pop(slot, None)
         if self._told.get(slot) != message and not (kind == "unreachable" and slot in self._told):
             self._told[slot] = message
             self._on_event(Event(kind, message, self._clock(), error))

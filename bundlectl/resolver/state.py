@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from bundlectl.model.canonical import canonical, parse_document
 from bundlectl.model.errors import VerificationFailed
-from bundlectl.model.types import Digest, Strict, Time
+from bundlectl.model.types import Digest, Strict, Time, wrong_fields
 
 
 class TrustedState(Strict):
@@ -39,4 +39,4 @@ class TrustedState(Strict):
         try:
             return cls.model_validate(parse_document(data, what="the trusted state"))
         except ValidationError as error:
-            raise VerificationFailed("The trusted state does not have its form.", why=str(error)) from error
+            raise VerificationFailed("The trusted state does not have its form.", why=wrong_fields(error)) from error

@@ -126,6 +126,7 @@ async def test_what_is_refused_is_reported_and_the_last_good_stays(rig: Rig) -> 
     world.store.swap(head_key("support", "prod"), good.data, world.store.get(head_key("support", "prod")).tag)
     await resolver.poll_now()
     assert not resolver.status.stale
+    assert rig.kinds() == ["reachable"]
     await resolver.stop()
 
 
@@ -171,6 +172,16 @@ async def test_the_registry_away_and_back(rig: Rig) -> None:
     assert (again.status.source, again.status.stale) == ("registry", False)
     assert rig.kinds() == ["serving", "unreachable", "unreachable", "serving", "serving", "reachable"]
     await again.stop()
+
+
+async def test_the_end_of_every_outage_is_told(rig: Rig) -> None:
+    resolver = rig.resolver()
+    await resolver.start()
+    for _ in range(2):
+        for rig.down in (True, False):
+            await resolver.poll_now()
+    assert rig.kinds() == ["serving", "unreachable", "reachable", "unreachable", "reachable"]
+    await resolver.stop()
 
 
 async def test_a_cold_start_without_anything_says_why(rig: Rig) -> None:
