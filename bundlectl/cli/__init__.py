@@ -14,3 +14,7 @@ def main() -> None:
 
         sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
+    finally:
+        import gc
+
+        gc.freeze()  # what is left goes with the process: to be looked through first, it took a tenth of `status`
