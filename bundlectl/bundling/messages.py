@@ -21,6 +21,7 @@ _PATTERNS = {
     "^[a-z0-9][a-z0-9-]{0,39}$": ("a name of an app or environment", "lower-case letters, digits and -, at most 40"),
     "^sha256:[0-9a-f]{64}$": ("a digest", "sha256: and 64 lower-case hex digits"),
     "^[A-Za-z0-9][A-Za-z0-9._@/-]{0,127}$": ("the id of a principal", "letters, digits and . _ @ / -, at most 128"),
+    "^[A-Z][A-Z0-9_]{0,63}$": ("an entity of Presidio's", "as it names them, e.g. EMAIL_ADDRESS"),
     "^([1-9][0-9]{0,7}|DRAFT)$": ("the version of a guardrail", 'a number in quotes, e.g. "3"'),
     "^(env:[A-Z][A-Z0-9_]*|file:/.+|aws-sm:.+|ssm:/.+)$": (
         "a reference to a credential",

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+import warnings
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -146,6 +147,8 @@ class _Worker:
     async def _start(self) -> frozenset[str]:
         language, model = self._place
         environ = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+        # The child is another program at once: what lancedb tells a fork of itself is of no use on our stderr.
+        warnings.filterwarnings("ignore", "lancedb fork", RuntimeWarning)
         process = await asyncio.create_subprocess_exec(
             *self._command,
             language,

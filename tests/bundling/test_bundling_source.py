@@ -41,6 +41,7 @@ def test_a_right_source_is_read(name: str, tmp_path: Path) -> None:
         # unknown fields
         ("    retrieval: docs", "    retreival: docs", ["unknown field 'retreival'", "tasks.answer", "'retrieval'"]),
         ("app: full-app", "app: full-app\nappl: x", ["unknown field 'appl'", "the file", "did you mean 'app'?"]),
+        ("max_chars: 5000", "presidio: {entities: {email: block}}", ["'email' is not an entity of", "EMAIL_ADDRESS"]),
         ("max_chars: 5000", "max_char: 5000", ["unknown field 'max_char'", "guardrails.strict.input", "'max_chars'"]),
         ("timeout: 800ms", "timeot: 800ms", ["unknown field 'timeot'", "routes.fallback", "did you mean 'timeout'?"]),
         ("schema: output/", "schema_: output/", ["unknown field 'schema_'"]),
