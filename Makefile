@@ -45,6 +45,7 @@ COMPILE = uv pip compile -q --universal --python-version 3.11 --generate-hashes 
 lock:
 	$(COMPILE) --extra all --extra dev pyproject.toml -o requirements-dev.lock
 	$(COMPILE) --extra router --extra rag -c requirements-dev.lock pyproject.toml -o requirements.lock
+	$(COMPILE) --extra server -c requirements-dev.lock pyproject.toml -o deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist

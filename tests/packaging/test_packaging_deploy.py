@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,37 @@ def test_the_container_runs_the_server_as_nobody_with_nothing_to_install_by() ->
     assert all("--require-hashes" in run or "--no-index" in run for run in installs)
     assert all(shlex.split(run) for run in runs + installs)
     source = next(rest for word, rest in every if word == "COPY").split()[0]
-    assert (ROOT / source).is_file()
+    assert source == "deploy/requirements.lock" and (ROOT / source).is_file()
     check = json.loads(held["HEALTHCHECK"].partition("CMD ")[2])
     compile(check[2], "check", "exec")
     assert "/readyz" in check[2] and "/readyz" in openapi()["paths"]
+
+
+def locked(name: str) -> dict[str, str]:
+    """Give the version of each name that a lock pins; all have hashes, and no address is named."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert all("--hash=sha256:" in entry for entry in entries)
+    return dict(entry.split()[0].split("==") for entry in entries)
+
+
+def test_the_locks_are_in_step() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+
+    def wanted(*names: str) -> set[str]:
+        found = set()
+        for line in [*project["dependencies"], *(line for name in names for line in extras[name])]:
+            own = re.fullmatch(r"bundlectl\[(.+)\]", line)
+            found |= wanted(*own[1].split(",")) if own else {re.split(r"[\[<>=]", line)[0].lower()}
+        return found
+
+    demo, server, everything = map(locked, ("requirements.lock", "deploy/requirements.lock", "requirements-dev.lock"))
+    assert wanted("router", "rag") <= demo.keys()
+    assert wanted("server") <= server.keys()
+    assert wanted("all", "dev") <= everything.keys()
+    assert demo.items() <= server.items() <= everything.items(), "what is served is what was tested: make lock"
 
 
 def test_the_function_flushes_and_works_on_no_batches() -> None:
