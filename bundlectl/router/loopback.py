@@ -54,6 +54,14 @@ def named_locally(host: bytes | None) -> bool:
     return host is None or _is_this_machine(host)
 
 
+def sent_by_a_page_elsewhere(origin: bytes | None) -> bool:
+    """Say whether a web page of another machine had a browser on this one send the request, by the header ``origin``.
+
+    Its author cannot read the answer, and could still have it made, and paid for.
+    """
+    return origin is not None and not _is_this_machine(origin.partition(b"://")[2])
+
+
 @lru_cache(maxsize=64)
 def _is_this_machine(host: bytes) -> bool:
     name = host.decode("latin-1").strip()

@@ -51,7 +51,7 @@ from bundlectl.router.direct import send_whole, whole_body
 from bundlectl.router.http_error import CHALLENGE, HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
 from bundlectl.router.limits import whole_seconds
-from bundlectl.router.loopback import arrived_locally, named_locally
+from bundlectl.router.loopback import arrived_locally, named_locally, sent_by_a_page_elsewhere
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.openapi import openapi
 from bundlectl.router.pinning import HEADER, pinned_caller
@@ -243,7 +243,7 @@ class Server:
         found: list[Caller] = []
         strangers: list[Stranger] = []
         for one, compiled in loaded:
-            if compiled.identities or local:
+            if compiled.identities or (local and not sent_by_a_page_elsewhere(_header(headers, b"origin"))):
                 identity = compiled.identities.of(presented_key(headers))
                 if isinstance(identity, Identity):
                     found.append(Caller(one, compiled, identity))
@@ -295,7 +295,7 @@ def _unknown(strangers: Sequence[Stranger]) -> HttpError:
             "unauthenticated",
             "Only callers on this machine are answered here.",
             why="No identities are configured, so that any claim would be believed; and the request came from "
-            "elsewhere, or names another host than 127.0.0.1 or localhost.",
+            "elsewhere, from a web page, or names another host than 127.0.0.1 or localhost.",
             fix="Bind identities in the environment's bindings, or call it as 127.0.0.1.",
         )
     later = next((one for one in strangers if one.later), None)

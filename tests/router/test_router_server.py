@@ -177,7 +177,7 @@ async def test_the_bind_check() -> None:
 
 
 async def test_a_release_without_identities_stays_on_loopback_wherever_the_server_listens() -> None:
-    async def status(address: str | None, host: bytes | None = None) -> int:
+    async def status(address: str | None, host: bytes | None = None, origin: bytes | None = None) -> int:
         sent: list[Any] = []
 
         async def receive() -> dict[str, Any]:
@@ -187,7 +187,7 @@ async def test_a_release_without_identities_stays_on_loopback_wherever_the_serve
             sent.append(message)
 
         server = None if address is None else (address, 80)
-        headers = [(b"host", host)] if host is not None else []
+        headers = [(name, value) for name, value in ((b"host", host), (b"origin", origin)) if value is not None]
         scope = {"type": "http", "method": "POST", "path": "/v1/requests", "headers": headers, "server": server}
         await Server([Served("support", "prod", lambda: s.compiled, s.router)])(scope, receive, send)
         if sent[0]["status"] == 401:
@@ -203,6 +203,9 @@ async def test_a_release_without_identities_stays_on_loopback_wherever_the_serve
             assert await status("127.0.0.1", name) == 200, name
         for name in (b"rebound.example.com", b"rebound.example.com:8080", b"127.0.0.1.example.com", b"[::1", b""):
             assert await status("127.0.0.1", name) == 401, "a web page may point its own name at this machine"
+        for page, answered in ((b"http://localhost:3000", 200), (b"http://[::1]:3000", 200), (b"null", 401)):
+            assert await status("127.0.0.1", b"127.0.0.1:8080", page) == answered, page
+        assert await status("127.0.0.1", b"127.0.0.1:8080", b"https://example.com") == 401, "it may not spend either"
 
 
 async def sse(client: aiohttp.ClientSession, value: Any) -> list[tuple[str, dict[str, Any]]]:
