@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
@@ -37,6 +40,9 @@ SLACK = 1000
 """So many rows more are asked for than can match: rows that someone added to the table push none of ours out."""
 
 _COLUMNS = ["id", "terms", "length", "form"]
+
+_THREADS: Final = ThreadPoolExecutor(thread_name_prefix="search")
+"""Of their own: where a store hangs, searches must not take the threads that renew credentials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,8 @@ class Index:
 
     async def search(self, question: str, allowed: Filter, retrieval: Retrieval) -> SearchResult:
         """Search in a thread of its own; see :meth:`search_now`."""
-        return await asyncio.to_thread(self.search_now, question, allowed, retrieval)
+        search = partial(copy_context().run, self.search_now, question, allowed, retrieval)
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, search)
 
     def search_now(self, question: str, allowed: Filter, retrieval: Retrieval) -> SearchResult:
         """Search, verify and rerank.

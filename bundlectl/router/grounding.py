@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from typing import Final
 
 from pydantic_core import to_json
 
+from bundlectl.inference.deadlines import Deadline
 from bundlectl.model.documents import EVERYONE
+from bundlectl.model.errors import BackendUnavailable
 from bundlectl.model.receipt import RetrievalRecord, UsedChunk
 from bundlectl.retrieval.permission import Filter
 from bundlectl.router.run import Refusal, Run
@@ -14,6 +18,14 @@ from bundlectl.stages.injection import reads_like_orders
 from bundlectl.stages.prompt import estimate_tokens
 
 NOTHING_FOUND = "No document that may be drawn on supports an answer."
+SEARCH_SECONDS: Final = 10.0
+"""How long a search may take: tables may lie in a store that hangs, and who asks has a turn."""
+
+
+class SearchTooSlow(BackendUnavailable):
+    """The documents could not be searched in time."""
+
+    code = "search_timeout"
 
 
 async def retrieve(run: Run) -> None:
@@ -30,7 +42,14 @@ async def retrieve(run: Run) -> None:
         raise Refusal("access_denied", "A request is one tenant's, in one role.")
     allowed = Filter(tenant=request.tenant_id, scopes=frozenset(request.data_scope), role=request.user_role)
     index = task.index.current()
-    found = await index.searcher.search(run.question, allowed, task.retrieval)
+    try:
+        async with Deadline(asyncio.get_running_loop().time() + SEARCH_SECONDS):
+            found = await index.searcher.search(run.question, allowed, task.retrieval)
+    except TimeoutError as error:
+        raise SearchTooSlow(
+            f"The index {task.retrieval.index} was not searched within {SEARCH_SECONDS:g} seconds.",
+            fix="Check the store that its tables lie in, or bind a folder on this machine.",
+        ) from error
     permitted = tuple(hit for hit in found.hits if allowed.permits(hit.chunk.acl))
     staleness = None if index.checked is None else max(0.0, (run.time - index.checked).total_seconds())
     run.hits = permitted

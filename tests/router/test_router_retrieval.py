@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from bundlectl.model.contract import ReleaseRef
 from bundlectl.model.documents import Chunking, IndexSource, IndexSourceEntry
 from bundlectl.retrieval.documents import read_documents
 from bundlectl.retrieval.index import build_index, open_index, snapshot_digest
+from bundlectl.router import grounding
 from bundlectl.router.assemble import OpenIndex, World, assemble
 from bundlectl.router.identity import LOCAL
 from bundlectl.router.router import Router
-from tests.support.answering import DIGEST, NOW, Receipts, bundle_of, contract, parts
+from tests.support.answering import DIGEST, NOW, HandIndex, Receipts, bundle_of, contract, parts, setting
 
 FILES = {
     "docs/promote.md": "# Promote\n\nTo promote a release to production, run promote with a reason.\n",
@@ -85,3 +87,14 @@ async def test_answers_come_from_what_the_tenant_may_see(tmp_path: Path, mode: A
     record = ours.receipt.retrieval
     assert record is not None and record.snapshot == pinned and record.context_tokens > 0
     assert (record.chunks[0].reranked is None) == (rerank == "none")
+
+
+async def test_a_search_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hung(HandIndex):
+        async def search(self, *_: Any) -> Any:
+            await asyncio.sleep(30)
+
+    monkeypatch.setattr(grounding, "SEARCH_SECONDS", 0.1)
+    async with setting(index=Hung([])) as s:
+        outcome = await s.router.handle(contract(), LOCAL)
+        assert (outcome.status, outcome.receipt.error) == (503, {"error": "search_timeout", "stage": "retrieval"})
