@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
         queue: QueueOption = None,
         store: StoreOption = None,
     ) -> None:
-        """Hand in a file of requests; all of it is stored when this returns, and every wrong line is named.
+        """Hand in a file of requests; all of it is stored when this returns, and wrong lines are named.
 
         `bundlectl serve` and `bundlectl worker` answer the rows, each by the release that is live when it begins.
         """
