@@ -14,8 +14,9 @@ from bundlectl.model.attestation import MAX_OVERRIDE, OVERRIDE, PAYLOAD_TYPE, Ov
 from bundlectl.model.errors import UsageError
 from bundlectl.model.types import Strict, format_time, seconds
 from bundlectl.trust.envelope import brief, make_statement, seal
-from bundlectl.trust.evidence import builders_of, gather_evidence, same_person
+from bundlectl.trust.evidence import gather_evidence
 from bundlectl.trust.overrides import waivable
+from bundlectl.trust.requirements import builders_of, same_person
 
 
 class Overridden(Strict):

@@ -38,9 +38,10 @@ from bundlectl.registry.releases import Entry
 from bundlectl.resolver.trusted import VerifiedRelease
 from bundlectl.trust import gate as gates
 from bundlectl.trust.abroad import is_release
-from bundlectl.trust.evidence import Attested, current_evidence, gather_evidence
+from bundlectl.trust.evidence import Attested, gather_evidence
 from bundlectl.trust.gate import Check, Situation, judge, verdict_of
 from bundlectl.trust.keyring import VerifiedKeyring
+from bundlectl.trust.requirements import current_evidence
 
 
 class PlannedCheck(Strict):

@@ -17,7 +17,8 @@ from bundlectl.registry.oci import read_layout
 from bundlectl.registry.witness import check_witness
 from bundlectl.resolver.trusted import verify_bundle
 from bundlectl.trust.envelope import envelope_bytes, open_statement
-from bundlectl.trust.evidence import Attested, gather_evidence, required_evidence
+from bundlectl.trust.evidence import Attested, gather_evidence
+from bundlectl.trust.requirements import required_evidence
 
 
 class VerifiedAttestation(Strict):

@@ -15,9 +15,10 @@ from bundlectl.registry.layout import Place
 from bundlectl.resolver.lineage import Lineage
 from bundlectl.resolver.state import TrustedState
 from bundlectl.trust.envelope import envelope_bytes, objections, parse_envelope, signed_by
-from bundlectl.trust.evidence import Attested, blocked_reason, open_evidence, required_evidence
+from bundlectl.trust.evidence import Attested, blocked_reason, open_evidence
 from bundlectl.trust.keyring import ACTIVE, ACTIVE_OR_RETIRED, VerifiedKeyring
 from bundlectl.trust.policy import VerifiedPolicy, open_policy
+from bundlectl.trust.requirements import required_evidence
 
 CLOCK_SKEW = timedelta(seconds=60)
 """How far two machines' clocks may differ before it is worth an alarm."""

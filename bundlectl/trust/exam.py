@@ -14,7 +14,8 @@ from bundlectl.model.keyring import EvaluationRequirement
 from bundlectl.model.types import seconds
 from bundlectl.model.verdict import Verdict, worst
 from bundlectl.trust.check import Check
-from bundlectl.trust.evidence import Attested, blocked_reason, newest_evaluations
+from bundlectl.trust.evidence import Attested, blocked_reason
+from bundlectl.trust.requirements import newest_evaluations
 
 if TYPE_CHECKING:
     from bundlectl.trust.gate import Situation

@@ -14,10 +14,11 @@ from bundlectl.model.keyring import Gate
 from bundlectl.model.types import format_time, seconds
 from bundlectl.trust.abroad import Abroad, judge_soak_abroad
 from bundlectl.trust.check import Check, verdict_of
-from bundlectl.trust.evidence import Attested, blocked_reason, required_evidence
+from bundlectl.trust.evidence import Attested, blocked_reason
 from bundlectl.trust.exam import CLOCK_SKEW, judge_exam, span
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.overrides import set_aside
+from bundlectl.trust.requirements import required_evidence
 
 __all__ = ["Check", "Origin", "Replaced", "RollbackTarget", "Situation", "judge", "judge_rollback", "verdict_of"]
 

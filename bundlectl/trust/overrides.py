@@ -15,8 +15,9 @@ from bundlectl.model.attestation import Override
 from bundlectl.model.keyring import Gate
 from bundlectl.model.types import format_time
 from bundlectl.trust.check import Check
-from bundlectl.trust.evidence import Attested, blocked_reason, builders_of, same_person
+from bundlectl.trust.evidence import Attested, blocked_reason
 from bundlectl.trust.keyring import VerifiedKeyring
+from bundlectl.trust.requirements import builders_of, same_person
 
 CLOCK_SKEW = timedelta(minutes=5)
 """How far an approver's clock may be ahead of ours."""

@@ -26,13 +26,8 @@ from bundlectl.model.keyring import Gate, Keyring
 from bundlectl.model.verdict import Verdict
 from bundlectl.trust.check import verdict_of
 from bundlectl.trust.envelope import envelope_bytes, make_statement, payload_of, seal
-from bundlectl.trust.evidence import (
-    current_evidence,
-    gather_evidence,
-    judge_result,
-    open_evidence,
-    required_evidence,
-)
+from bundlectl.trust.evidence import gather_evidence, open_evidence
+from bundlectl.trust.requirements import current_evidence, judge_result, required_evidence
 from tests.support.trust import (
     APP,
     BUNDLE,

@@ -14,11 +14,12 @@ from bundlectl.model.keyring import AttestationRequirement, Blocked, EvaluationR
 from bundlectl.model.types import format_time
 from bundlectl.model.verdict import Verdict
 from bundlectl.trust.envelope import make_statement, seal
-from bundlectl.trust.evidence import current_evidence, gather_evidence, required_evidence
+from bundlectl.trust.evidence import gather_evidence
 from bundlectl.trust.gate import Check, RollbackTarget, Situation, judge, verdict_of
 from bundlectl.trust.keyring import VerifiedKeyring
 from bundlectl.trust.overrides import waivable
 from bundlectl.trust.policy import seal_policy
+from bundlectl.trust.requirements import current_evidence, required_evidence
 from tests.support.trust import (
     APP,
     BUNDLE,
