@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from bundlectl.inference.provider import ModelReply
 from bundlectl.model.canonical import digest
@@ -20,7 +20,7 @@ from bundlectl.router.inspecting import inspect_json, joined
 from bundlectl.router.invocation import Invocation
 from bundlectl.router.run import Refusal, Run, guard_record
 from bundlectl.router.windows import GuardedStream
-from bundlectl.stages.guards import GuardOutcome
+from bundlectl.stages.guards import Action
 from bundlectl.stages.output import CompiledOutput, OutputResult
 
 _SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -62,8 +62,8 @@ def guard_output(run: Run) -> Awaitable[None] | None:
     if run.task.format != "text":
         return _guard_object(run, reply)
     outcome = run.profile.output.apply(reply.text)
-    _note(run, outcome)
-    _take_citations(run, reply.text)
+    _note(run, outcome.action, outcome.findings)
+    _take_citations(run, reply, reply.text)
     run.output = outcome.text
     return _inspect(run) if run.profile.output_inspectors else None
 
@@ -79,8 +79,8 @@ async def _guard_object(run: Run, reply: ModelReply) -> None:
     except (ValueError, RecursionError):
         run.checked = OutputResult(None, "invalid", (": too deep, or holds a number or text that JSON cannot",))
         return
-    _take_citations(run, checked.value)
-    _note(run, GuardOutcome("", guarded.action, guarded.findings))
+    _take_citations(run, reply, checked.value)
+    _note(run, guarded.action, guarded.findings)
     run.output = guarded.value
     if run.profile.output_inspectors:
         await _inspect(run)
@@ -111,7 +111,8 @@ def answer_digest(output: object) -> str:
         ValueError: it holds an infinite number or half a surrogate pair, which have no JSON.
         RecursionError: it is nested too deep.
     """
-    return digest(_SORTED.encode(output).encode())
+    # Of a string alone pydantic makes the same bytes, in a third of the time.
+    return digest(to_json(output) if isinstance(output, str) else _SORTED.encode(output).encode())
 
 
 async def _check(output: CompiledOutput, reply: ModelReply) -> OutputResult:
@@ -179,7 +180,7 @@ async def stream_text(run: Run) -> AsyncGenerator[str, None]:
                     invocation.committed = True
                     yield text
     if run.reply is not None:
-        _take_citations(run, run.reply.text)
+        _take_citations(run, run.reply, run.reply.text)
     run.output = "".join(released)
     if held:
         await _inspect(run)
@@ -200,15 +201,15 @@ def _reply(run: Run) -> ModelReply:
     return run.reply
 
 
-def _note(run: Run, outcome: GuardOutcome) -> None:
-    run.guards["output"] = guard_record("output", outcome.action, outcome.findings)
-    if outcome.action == "block":
-        raise Refusal("output_blocked", f"The answer was blocked: {', '.join(sorted(outcome.findings))}.")
+def _note(run: Run, action: Action, findings: dict[str, int]) -> None:
+    run.guards["output"] = guard_record("output", action, findings)
+    if action == "block":
+        raise Refusal("output_blocked", f"The answer was blocked: {', '.join(sorted(findings))}.")
 
 
-def _take_citations(run: Run, output: object) -> None:
+def _take_citations(run: Run, reply: ModelReply, output: object) -> None:
     """Map citations to packed passages; quotes are matched as written, and released as the guard lets them."""
-    given = _reply(run).citations
+    given = reply.citations
     if given is None and not run.passages and isinstance(output, str) and "[" not in output:
         return
     found, run.unknown_citations = cited(output, given, run.passages)
@@ -217,7 +218,7 @@ def _take_citations(run: Run, output: object) -> None:
         if citation.quote is not None:
             outcome = run.profile.output.apply(citation.quote)
             if outcome.action == "block":
-                _note(run, outcome)
+                _note(run, outcome.action, outcome.findings)
             citation = citation.model_copy(update={"quote": outcome.text})
         citations.append(citation)
     run.citations = citations

@@ -141,13 +141,13 @@ class CompiledLimits:
         self._routes = limits.routes or {}
         self._bounds = {name: _bound(route, prices) for name, route in routes.items()}
         every = [*self._tenants.values(), *self._tasks.values(), *self._routes.values()]
-        self._entering = any(_at_entry(one) for one in [*self._tenants.values(), *self._tasks.values()])
-        self._spending = bool(self._routes) or any(_when_calling(one) for one in every)
+        self.at_entry = any(_at_entry(one) for one in [*self._tenants.values(), *self._tasks.values()])
+        """Whether any request takes anything as it comes in."""
+        self.when_calling = bool(self._routes) or any(_when_calling(one) for one in every)
+        """Whether any reserves anything before a model is called."""
 
     def entering(self, tenant: str, task: str) -> list[Need]:
         """Give what a request takes as it comes in: one request, and a look at whether any money is left."""
-        if not self._entering:
-            return []
         needs = []
         limit = self._tenants.get(tenant) or self._tenants.get(DEFAULT)
         if limit is not None and _at_entry(limit):
@@ -173,8 +173,6 @@ class CompiledLimits:
             routes: which may answer, the first choice first.
             prompt_tokens: how long its prompt is, estimated.
         """
-        if not self._spending:
-            return []
         tokens, usd = 0, 0.0
         for name in routes:
             bound = self._bounds[name]

@@ -394,6 +394,25 @@ async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: flo
 
 
 def _contract(body: bytes) -> Request:
+    """Read the request; one that is as plain as nearly all are in a single pass, at half the price."""
+    return _plain(body) or _strict(body)
+
+
+def _plain(body: bytes) -> Request | None:
+    """Give a request whose input is strings alone, if each key stands in it once.
+
+    This parser would take the last of equal keys. There are none where all colons are those behind the fields' names.
+    """
+    try:
+        request = Request.__pydantic_validator__.validate_json(body)
+    except ValidationError:
+        return None
+    if body.count(b":") != len(request.__pydantic_fields_set__) + len(request.input):
+        return None
+    return request if {str}.issuperset(map(type, request.input.values())) else None
+
+
+def _strict(body: bytes) -> Request:
     try:
         value = parse_json(body, what="The body")
     except VerificationFailed as error:

@@ -14,6 +14,8 @@ from bundlectl.stages.prompt import estimate_tokens
 def check_limits(run: Run) -> Awaitable[None] | None:
     """Count the request against its tenant's and its task's limits; gives something to wait for only with Redis."""
     limits, request = run.compiled.limits, run.request
+    if not limits.at_entry:
+        return None
     needs = limits.entering(request.tenant_id, request.task)
     if not needs:
         return None
@@ -27,6 +29,8 @@ def check_limits(run: Run) -> Awaitable[None] | None:
 def reserve(run: Run) -> Awaitable[None] | None:
     """Reserve what calling the chosen route may use at most; beyond a soft limit, go on with the cheaper route."""
     limits, request, invocation = run.compiled.limits, run.request, run.invocation
+    if not limits.when_calling:
+        return None
     if invocation is None:
         raise RuntimeError(f"request {run.id}: no route was chosen yet")
     chain, tokens = invocation.chain, run.prompt_tokens or 0

@@ -80,6 +80,7 @@ class CompiledGuard:
         self._max_chars = guard.max_chars
         self._detectors = detectors
         self._set = patterns
+        self._no_hits = [len(detectors)]  # the position of _ALWAYS
         self.clean_keys: set[str] = set()
         """Keys of objects that nothing was found in: they come again with every request."""
         self._placeholders = tuple({f"[{d.name.upper()}]" for d in detectors if d.action == "redact"})
@@ -122,11 +123,15 @@ class CompiledGuard:
             raise GuardError([problem], [])
         return compiled_guard
 
+    def clean(self, text: str) -> bool:
+        """Say whether one look tells that nothing is in a text, as it does of nearly all; nothing folds in ASCII."""
+        return not self._detectors or (text.isascii() and self._set.Match(text.encode()) == self._no_hits)
+
     def apply(self, text: str) -> GuardOutcome:
         """Inspect one text. Never raises: what cannot be inspected is blocked."""
         if len(text) > self._max_chars:
             return GuardOutcome("", "block", {TOO_LONG: 1})
-        if not self._detectors or (text.isascii() and self._hits(text) == []):  # nothing folds in ASCII
+        if self.clean(text):
             return GuardOutcome(text, "pass")
         counts: Counter[str] = Counter()
         action: Action = "pass"
@@ -165,15 +170,15 @@ class CompiledGuard:
         if walk.length > self._max_chars:
             return GuardedJson(None, "block", {**walk.counts, TOO_LONG: 1})
         if walk.action == "block":
-            return GuardedJson(None, "block", dict(walk.counts))
-        return GuardedJson(guarded, walk.action, dict(walk.counts))
+            return GuardedJson(None, "block", walk.counts)
+        return GuardedJson(guarded, walk.action, walk.counts)
 
     def _hits(self, text: str) -> list[int] | None:
         """Give the positions of the detectors whose pattern is somewhere in the text; ``None``: the set failed."""
-        hits: list[int] = self._set.Match(text)
-        sentinel = len(self._detectors)
-        if hits == [sentinel]:
+        hits: list[int] = self._set.Match(text) or []
+        if hits == self._no_hits:
             return []
+        sentinel = len(self._detectors)
         return sorted(hit for hit in hits if hit != sentinel) if sentinel in hits else None
 
     def _find(self, text: str) -> list[_Finding] | None:
@@ -217,7 +222,7 @@ class _Walk:
         self._guard = guard
         self.length = 0
         self.action: Action = "pass"
-        self.counts: Counter[str] = Counter()
+        self.counts: dict[str, int] = {}
 
     def value(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -234,10 +239,13 @@ class _Walk:
 
     def _text(self, text: str) -> str:
         self.length += len(text)
+        if self._guard.clean(text):
+            return text  # however long it is: the cap is on all of them together
         outcome = self._guard.apply(text)
+        for name, count in outcome.findings.items():
+            self.counts[name] = self.counts.get(name, 0) + count
         if not outcome.findings:
             return outcome.text
-        self.counts.update(outcome.findings)
         self.action = max(self.action, outcome.action, key=_SEVERITY.index)
         return outcome.text
 

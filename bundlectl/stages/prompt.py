@@ -111,8 +111,8 @@ class CompiledPrompt:
                 operation in it fails on these values.
         """
         context = {
-            "input": _frozen({name: value for name, value in input.items() if name in self.inputs}),
-            "passages": tuple(_passage(passage) for passage in passages),
+            "input": _frozen({name: input[name] for name in input if name in self.inputs}),
+            "passages": tuple(map(_passage, passages)),
             "task": task,
             "response_format": response_format,
         }
@@ -236,8 +236,9 @@ class _ReadOnly(dict[str, Any]):
 
 def _frozen(value: Any) -> Any:
     """Give a JSON value such that no method a template can call changes it: templates may call Python's methods."""
-    if isinstance(value, Mapping):
-        return MappingProxyType(_ReadOnly({key: _frozen(item) for key, item in value.items()}))
+    if isinstance(value, dict):
+        frozen = {key: item if isinstance(item, str) else _frozen(item) for key, item in value.items()}
+        return MappingProxyType(_ReadOnly(frozen))
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)
     return value

@@ -17,9 +17,10 @@ import uvicorn
 
 from bundlectl.model.contract import Answer
 from bundlectl.model.errors import UsageError, VerificationFailed
+from bundlectl.router.http_error import HttpError
 from bundlectl.router.loopback import check_bind
 from bundlectl.router.served import Served
-from bundlectl.router.server import MAX_BODY, Server
+from bundlectl.router.server import MAX_BODY, Server, _plain, _strict
 from tests.support.answering import Setting, contract, setting
 from tests.support.fake_models import Cut, Fail, FakeModels, Say, Stall, fake_models
 
@@ -70,6 +71,44 @@ async def ask(client: aiohttp.ClientSession, value: Any, **headers: str) -> tupl
     async with client.post("/v1/requests", data=data, headers=headers) as response:
         assert response.content_type == "application/json"
         return response.status, await response.json()
+
+
+NAMED = '{"task": "ask", "tenant_id": "acme", "user_role": "agent", "policy_profile": "plain", '
+
+
+@pytest.mark.parametrize(
+    ("rest", "plain"),
+    [
+        (r'"input": {"question": "Wie geht\u2019s?", "name": ""}}', True),
+        ('"data_scope": ["docs"],\n "response_format": null, "input": {"a": "b"}} ', True),
+        ('"input": {"question": "Why: this?"}}', False),
+        ('"input": {"question": {"a": "b"}}}', False),
+        ('"input": {"question": [12, null]}}', False),
+        (r'"input": {"question": "half \ud800"}}', False),
+    ],
+)
+def test_the_quick_look_reads_what_the_strict_one_does(rest: str, plain: bool) -> None:
+    quick, strict = _plain((NAMED + rest).encode()), _strict((NAMED + rest).encode())
+    assert quick == (strict if plain else None)
+    assert quick is None or quick.model_fields_set == strict.model_fields_set
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        '"input": {"a": "b"}, "task" : "ask"}',
+        '"input": {"a": "b", "a": "c"}}',
+        '"input": {"a": "b"}, "input": {"a": "b", "c": "d"}}',
+        '"input": {"a": NaN}}',
+        '"input": {"a": "b"}} {}',
+        '"input": {"a": "b",}}',
+    ],
+)
+def test_what_is_not_strictly_json_gets_through_neither(rest: str) -> None:
+    assert _plain((NAMED + rest).encode()) is None
+    with pytest.raises(HttpError) as refused:
+        _strict((NAMED + rest).encode())
+    assert refused.value.status == 400
 
 
 async def test_an_answer_over_http(fake: FakeModels) -> None:
