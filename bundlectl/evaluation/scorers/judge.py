@@ -120,6 +120,8 @@ class Judge:
                 async with self._turns:
                     return await self._provider.generate(call)
             except ProviderError as error:
+                if error.reply is not None:
+                    return error.reply  # it came whole, and says nothing: no ruling, and not for nothing
                 if error.kind == "refused" or number == self._settings.retries:
                     why = f" ({error.why})" if error.why else ""
                     raise NoRuling(f"the judge {self.name} failed: {error.kind}{why}", total(spent)) from error
