@@ -4,57 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime
-from itertools import chain
 from pathlib import Path
 
-from bundlectl.actions.baselines import (
-    Baseline,
-    Look,
-    baseline_rows_of,
-    candidates_tried,
-    find_baseline,
-    fitted,
-    looks,
-    looks_taken,
-    measuring,
-    rows_of,
-    same_exam,
-    stored_rows,
-)
+from bundlectl.actions.baselines import Baseline, find_baseline, looks_taken, measuring, stored_rows
 from bundlectl.actions.caching import ingredients_of, memory_of, open_cache
+from bundlectl.actions.concluding import Exam, conclude
+from bundlectl.actions.conditions import bindings_of, live_bindings, named_suites
 from bundlectl.actions.context import Context
 from bundlectl.actions.judging import judge_bindings, judges_digest, open_judges
 from bundlectl.actions.opening import load_bundle, open_trust
 from bundlectl.actions.reporting import check_folder, write_reports
 from bundlectl.actions.routing import router_of, without_addresses
-from bundlectl.bundling.checks import find_suites
 from bundlectl.evaluation.cache import EvaluationCache
-from bundlectl.evaluation.comparison import Change, changes, compare
+from bundlectl.evaluation.comparison import Change, changes
 from bundlectl.evaluation.journal import Journal, journal_key
-from bundlectl.evaluation.judges import identities, unfit
 from bundlectl.evaluation.pace import Budget
 from bundlectl.evaluation.remembering import Memory
-from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_report, report_bytes, report_digest
+from bundlectl.evaluation.report import Beside, CaseResult, Report, Row, make_report, report_bytes
 from bundlectl.evaluation.reports.material import Material
-from bundlectl.evaluation.result import summarise
 from bundlectl.evaluation.runner import Side, run_sides
 from bundlectl.evaluation.scorers.judge import Judge
 from bundlectl.evaluation.scorers.score import AnyScorer
 from bundlectl.evaluation.scorers.table import demands_time, make_scorers, paired, timed
-from bundlectl.evaluation.statistics import look_alpha
 from bundlectl.evaluation.suite import LoadedSuite, read_suite
-from bundlectl.model.attestation import EVALUATION, PAYLOAD_TYPE, Comparison, EvaluationResult
+from bundlectl.model.attestation import EVALUATION, PAYLOAD_TYPE, EvaluationResult
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.contract import Answer
 from bundlectl.model.errors import UsageError
-from bundlectl.model.reference import EnvironmentReference, SourceReference, parse_reference
 from bundlectl.model.types import Strict
 from bundlectl.router.assemble import Compiled
 from bundlectl.router.identity import LOCAL, Identity
@@ -132,12 +113,12 @@ def evaluate(
     settings = settings or Settings()
     app, bundle = load_bundle(ctx, reference)
     baseline = find_baseline(ctx, settings.baseline, app) if settings.baseline is not None else None
-    bindings, baseline = _bindings(bindings_file, bundle, baseline, _live_bindings(ctx, reference, app))
+    bindings, baseline = bindings_of(bindings_file, bundle, baseline, live_bindings(ctx, reference, app))
     if bindings_file is None and bindings.disabled_models and bindings == without_addresses(bundle):
         skipped = ", ".join(bindings.disabled_models)
         ctx.reporter.say(f"without --bindings, models that need an address are skipped: {skipped}")
     found = []
-    files = [suite] if suite is not None else _named_suites(reference, bundle)
+    files = [suite] if suite is not None else named_suites(reference, bundle)
     if settings.report is not None:
         check_folder(settings.report)
     for file in files:
@@ -209,7 +190,15 @@ class _Evaluation:
                 baseline=beside,
                 baseline_repeats=self._repeats if stored is None else 1,
             )
-            result = self._judge(report, budget, started, stored=stored is not None)
+            result = conclude(
+                self._exam(),
+                report,
+                self._scorers,
+                budget,
+                started=started,
+                stored=stored is not None,
+                uncompared=self._uncompared(),
+            )
             attestation = self._attach(report, result) if report.complete else None
             if report.complete or settings.only:
                 for journal in journals:
@@ -351,115 +340,25 @@ class _Evaluation:
             return None
         return Beside(bundle=self._baseline.bundle.digest, bindings=self._baseline.bound, cases=rows)
 
-    # ------------------------------------------------------------ judging
-
-    def _judge(self, report: Report, budget: Budget, started: datetime, *, stored: bool) -> EvaluationResult:
-        """Judge this run together with the earlier looks at the digest."""
-        earlier, poolable = self._earlier(report)
-        look = len(earlier) + 1
-        rows = rows_of(poolable)
-        undecided = self._unfit(report, poolable)
-        compared = self._compare(report, poolable, look, undecided, stored=stored)
-        result = summarise(
-            self._loaded,
-            report.cases,
-            bindings=self._bound,
-            actor=self._actor,
-            started=started,
-            finished=self._ctx.clock(),
-            report=report_digest(report),
+    def _exam(self) -> Exam:
+        return Exam(
+            ctx=self._ctx,
+            app=self._app,
+            bundle=self._bundle,
+            bindings=self._bindings,
+            bound=self._bound,
+            baseline=self._baseline,
+            loaded=self._loaded,
             repeats=self._repeats,
-            compared=compared,
-            uncompared=self._uncompared(),
-            earlier=rows,
-            unfit=undecided,
-        )
-        result = self._judged(result, report, poolable)
-        cached, oldest = 0, None
-        for row in report.cases if stored else report.rows:
-            cached += row.cached is not None
-            oldest = min(oldest or row.time, row.time)
-        early = oldest is not None and oldest < started.replace(microsecond=0)
-        if compared is None and look == 1 and not cached and not early:
-            return result.model_copy(update={"usd": budget.spent} if budget.spent and not budget.unknown else {})
-        return result.model_copy(
-            update={
-                "look": look,
-                "pooled": [look.result.report for look in poolable] or None,
-                "cache_hits": cached + (len(report.baseline.cases) if stored and report.baseline else 0),
-                "oldest": oldest,
-                "usd": None if budget.unknown else budget.spent,
-            }
-        )
-
-    def _earlier(self, report: Report) -> tuple[list[Look], list[Look]]:
-        """Give this evaluator's earlier looks at the digest, and those of them whose rows can be pooled.
-
-        Another evaluator's are not among them: where a gate asks for two, neither may rest on the other's word.
-        """
-        if self._signer is None or self._keyring is None:
-            return [], []
-        every = looks(self._ctx, self._keyring, self._app, self._bundle.digest, self._loaded)
-        own = [look for look in every if self._actor in look.signers]
-        snapshots = {index: snapshot for row in report.cases for index, snapshot in row.snapshots.items()}
-        return own, [
-            look
-            for look in own
-            if look.report is not None
-            and same_exam(look, self._loaded, self._bound)
-            and look.result.snapshots == snapshots
-        ]
-
-    def _unfit(self, report: Report, poolable: Sequence[Look]) -> dict[str, str]:
-        """Say which judged scorers may not decide."""
-        ours, theirs = _both(report, poolable)
-        return unfit(self._loaded.suite, self._scorers, self._loaded.calibrations, ours, theirs)
-
-    def _judged(self, result: EvaluationResult, report: Report, poolable: Sequence[Look]) -> EvaluationResult:
-        """Add who judged, how well those agree with people, and what they cost."""
-        spent = [row.judging for row in report.rows if row.judging is not None]
-        return result.model_copy(
-            update={
-                "judging": math.fsum(spent) if spent else None,
-                "scorers": identities(self._scorers, self._loaded.calibrations, *_both(report, poolable)),
-                "skipped": self._skipped(),
-            }
-        )
-
-    def _skipped(self) -> list[str] | None:
-        """Name the models of the routes that were switched off."""
-        routed = {route.model for route in self._bundle.components.routes.routes.values()}
-        return sorted(routed.intersection(self._bindings.disabled_models)) or None
-
-    def _compare(
-        self, report: Report, poolable: Sequence[Look], look: int, undecided: Mapping[str, str], *, stored: bool
-    ) -> Comparison | None:
-        baseline, beside = self._baseline, report.baseline
-        if baseline is None or beside is None:
-            return None
-        found = compare(self._loaded, *_both(report, poolable), look=look, unfit=undecided)
-        complete = report.complete
-        tried = None
-        if baseline.since is not None and self._keyring is not None:
-            suite, candidate = self._loaded.suite.name, self._bundle.digest
-            tried = candidates_tried(self._ctx, self._keyring, self._app, suite, baseline.since, candidate)
-        return Comparison(
-            baseline=beside.bundle,
-            bindings=beside.bindings,
-            environment=baseline.environment,
-            stored=stored,
-            alpha=look_alpha(look),
-            scores=list(found.scores),
-            verdict=found.verdict if complete or found.verdict is None else "inconclusive",
-            why=found.why if complete else "the run is not complete",
-            tried=tried,
+            keyring=self._keyring,
+            actor=self._actor,
+            signs=self._signer is not None,
         )
 
     def _uncompared(self) -> str:
-        named = self._settings.baseline
-        if named is None:
-            return f"it was compared with no baseline: name one, e.g. --baseline {self._app}:prod"
-        return ""
+        if self._settings.baseline is not None:
+            return ""
+        return f"it was compared with no baseline: name one, e.g. --baseline {self._app}:prod"
 
     def _attach(self, report: Report, result: EvaluationResult) -> str | None:
         if self._signer is None:
@@ -470,71 +369,7 @@ class _Evaluation:
         return self._ctx.registry.attach(self._app, self._bundle.digest, "evaluation", envelope)
 
 
-def _both(report: Report, poolable: Sequence[Look]) -> tuple[Iterable[CaseResult], Iterable[CaseResult]]:
-    """Give the rows that count for candidate and baseline, those of earlier looks among them."""
-    beside = report.baseline
-    theirs = chain(beside.cases, baseline_rows_of(poolable, beside.bundle, beside.bindings)) if beside else ()
-    return chain(report.cases, rows_of(poolable)), theirs
-
-
 def _stopped(budget: Budget) -> str:
     if budget.unknown:
         return "stopped: what a model costs is not known, so nobody knows when --max-cost is reached"
     return f"stopped: {budget.spent:.2f} USD were spent, and --max-cost allows {budget.limit or 0:g}"
-
-
-def _live_bindings(ctx: Context, reference: str, app: str) -> Bindings | None:
-    """Give the bindings of an environment that is measured as it is live; None for any other reference."""
-    ref = parse_reference(reference)
-    if not isinstance(ref, EnvironmentReference) or ref.serial is not None:
-        return None
-    live = find_baseline(ctx, reference, app)
-    return live.bindings if live is not None else None
-
-
-def _bindings(
-    file: Path | None, bundle: Bundle, baseline: Baseline | None, live: Bindings | None
-) -> tuple[Bindings, Baseline | None]:
-    """Choose the bindings that candidate and baseline run with: the same, or a difference might be theirs."""
-    if file is not None:
-        named = _read_bindings(file)
-        return named, baseline and replace(baseline, bindings=fitted(named, baseline.bundle))
-    if baseline is not None and baseline.bindings is not None:
-        return fitted(baseline.bindings, bundle), baseline
-    if live is not None:
-        return live, baseline and replace(baseline, bindings=fitted(live, baseline.bundle))
-    return without_addresses(bundle), baseline and replace(baseline, bindings=without_addresses(baseline.bundle))
-
-
-def _read_bindings(file: Path) -> Bindings:
-    from bundlectl.bundling.documents import load_document
-
-    return load_document(file, Bindings)
-
-
-def _named_suites(reference: str, bundle: Bundle) -> list[Path]:
-    """Find the suites that a bundle names, beside its source: PATH/evals, or evals/ two folders up."""
-    ref = parse_reference(reference)
-    names = bundle.components.evaluation.suites
-    if not isinstance(ref, SourceReference):
-        raise UsageError("Which suite?", fix=f"Name it: --suite evals/{names[0] if names else 'NAME'}.yaml")
-    if not names:
-        raise UsageError("The bundle names no suite.", fix="Write evaluation: {suites: [NAME]} or add --suite FILE.")
-    root = ref.path if ref.path.is_dir() else ref.path.parent
-    return [suite_file(root, name) for name in names]
-
-
-def suite_file(root: Path, name: str) -> Path:
-    """Give the file of a suite that a bundle's source in ``root`` names.
-
-    Raises:
-        UsageError: it is not there.
-    """
-    folder = find_suites(root)
-    if folder is not None and (folder / f"{name}.yaml").is_file():
-        return folder / f"{name}.yaml"
-    raise UsageError(
-        f"The suite {name!r} was not found.",
-        why=f"There is no evals/{name}.yaml in the source's folder, beside it or one folder up.",
-        fix="Name its file: --suite FILE",
-    )
