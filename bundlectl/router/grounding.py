@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Final
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Final
 
 from pydantic_core import to_json
 
@@ -17,6 +18,10 @@ from bundlectl.router.run import Refusal, Run
 from bundlectl.stages.injection import reads_like_orders
 from bundlectl.stages.prompt import estimate_tokens
 
+if TYPE_CHECKING:
+    from bundlectl.model.components import Retrieval
+    from bundlectl.router.assemble import LiveIndex
+
 NOTHING_FOUND = "No document that may be drawn on supports an answer."
 SEARCH_SECONDS: Final = 10.0
 """How long a search may take: tables may lie in a store that hangs, and who asks has a turn."""
@@ -28,26 +33,31 @@ class SearchTooSlow(BackendUnavailable):
     code = "search_timeout"
 
 
-async def retrieve(run: Run) -> None:
+def retrieve(run: Run) -> Awaitable[None] | None:
+    """Search, where the task does; gives what to wait for."""
+    task = run.task
+    if task.retrieval is None or task.index is None:
+        return None
+    return _retrieve(run, task.retrieval, task.index)
+
+
+async def _retrieve(run: Run, retrieval: Retrieval, searched: LiveIndex) -> None:
     """Search, with a filter made of what identity and access let through; then hold every hit against it again.
 
     The client's word never reaches the filter unchecked: tenant and role passed the identity stage, the scopes
     are the task's own and passed the policies.
     """
-    task = run.task
-    if task.retrieval is None or task.index is None:
-        return
-    request = run.request
+    task, request = run.task, run.request
     if EVERYONE in (request.tenant_id, request.user_role):
         raise Refusal("access_denied", "A request is one tenant's, in one role.")
     allowed = Filter(tenant=request.tenant_id, scopes=frozenset(request.data_scope), role=request.user_role)
-    index = task.index.current()
+    index = searched.current()
     try:
         async with Deadline(asyncio.get_running_loop().time() + SEARCH_SECONDS):
-            found = await index.searcher.search(run.question, allowed, task.retrieval)
+            found = await index.searcher.search(run.question, allowed, retrieval)
     except TimeoutError as error:
         raise SearchTooSlow(
-            f"The index {task.retrieval.index} was not searched within {SEARCH_SECONDS:g} seconds.",
+            f"The index {retrieval.index} was not searched within {SEARCH_SECONDS:g} seconds.",
             fix="Check the store that its tables lie in, or bind a folder on this machine.",
         ) from error
     permitted = tuple(hit for hit in found.hits if allowed.permits(hit.chunk.acl))
@@ -55,11 +65,11 @@ async def retrieve(run: Run) -> None:
     run.hits = permitted
     run.retrieval = RetrievalRecord(
         use=task.retrieval_use or "",
-        index=task.retrieval.index,
+        index=retrieval.index,
         snapshot=index.snapshot,
         following=index.following,
-        mode=task.retrieval.mode,
-        rerank=task.retrieval.rerank,
+        mode=retrieval.mode,
+        rerank=retrieval.rerank,
         candidates=len(permitted),
         removed_by_permission=found.removed_by_permission + len(found.hits) - len(permitted),
         context_tokens=0,
@@ -105,8 +115,9 @@ def pack_passages(run: Run) -> None:
 
 def render_prompt(run: Run) -> None:
     """Render the messages; their digest says whether two requests were given the same words."""
-    run.messages = run.task.prompt.render(run.input, run.passages, run.task.name, run.task.format)
+    task = run.task
+    messages = run.messages = task.prompt.render(run.input, run.passages, task.name, task.format)
     # Strings alone, under keys in order: these bytes are their RFC 8785 form, at a fraction of its price.
-    data = to_json([{"content": message["content"], "role": message["role"]} for message in run.messages])
+    data = to_json([{"content": message["content"], "role": message["role"]} for message in messages])
     run.prompt_digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    run.prompt_tokens = sum(estimate_tokens(message["content"]) for message in run.messages)
+    run.prompt_tokens = sum([estimate_tokens(message["content"]) for message in messages])

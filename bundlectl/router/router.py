@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from pydantic_core import to_json
@@ -230,7 +231,10 @@ class Router:
         with Stages(run, self._tracer) as stages:
             while position < end:
                 name, step = STAGES[position]
-                stages.begin(name)
+                if self._tracer is None:
+                    stages.began.append((name, perf_counter()))
+                else:
+                    stages.begin(name)
                 back: Any = step(run)
                 if back is not None and back.__class__ is not str:
                     back = await back

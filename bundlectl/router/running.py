@@ -73,12 +73,13 @@ class Concluding:
 class Stages:
     """Times stages, each until the next one begins, traces them, and turns a refusal or failure into the run's."""
 
-    __slots__ = ("_began", "_run", "_span", "_tracer")
+    __slots__ = ("_run", "_span", "_tracer", "began")
 
     def __init__(self, run: Run, tracer: Tracer | None) -> None:
         """Take the run, and the tracer where there is one."""
         self._run = run
-        self._began: list[tuple[str, float]] = []
+        self.began: list[tuple[str, float]] = []
+        """Which began, and when."""
         self._tracer = tracer
         self._span: AbstractContextManager[None] | None = None
 
@@ -87,7 +88,7 @@ class Stages:
 
     def begin(self, name: str) -> None:
         """End the stage before and begin another."""
-        self._began.append((name, time.perf_counter()))
+        self.began.append((name, time.perf_counter()))
         if self._tracer is not None:
             self._leave_span(None)
             self._span = telemetry.stage_span(self._tracer, name, self._run)
@@ -100,7 +101,7 @@ class Stages:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         run = self._run
-        for (name, began), (_, ended) in pairwise([*self._began, ("", time.perf_counter())]):
+        for (name, began), (_, ended) in pairwise([*self.began, ("", time.perf_counter())]):
             run.stages[name] = run.stages.get(name, 0.0) + ended - began
             run.failed_stage = name
         # A refusal is no error of its span.
