@@ -9,9 +9,10 @@ it charges for text that a template makes. See DESIGN section 8.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from minijinja import Environment, TemplateError
 
@@ -32,6 +33,7 @@ _REMOVED_GLOBALS = ("debug", "namespace")
 fuel does not count, and a namespace inside itself, which ends the process when it is printed."""
 _MAX_CODE = 4000
 """Characters of one ``{{ … }}`` or ``{% … %}``: the engine compiles long chains of operators recursively."""
+_READ = re.compile(r"\{\{\s*(input\.[A-Za-z_][A-Za-z0-9_]*|task|response_format)\s*\}\}")
 _RENDER_ERRORS = (TemplateError, AttributeError, KeyError, TypeError, ValueError, RecursionError)
 """The engine's own error, and what calling a method on a value of ours can raise."""
 
@@ -53,6 +55,23 @@ class PassageLike(Protocol):
     def updated(self) -> str | None: ...  # noqa: D102
 
 
+class _Plain(NamedTuple):
+    """A message without logic: its texts with ``%s`` between them, and which inputs stand there; the engine is slow."""
+
+    texts: str
+    reads: tuple[str, ...]
+
+    def filled(self, input: Mapping[str, Any], task: str, response_format: str) -> str | None:
+        """Give the message; ``None`` where a value is no string, and how it is written is the engine's affair."""
+        values = []
+        for name in self.reads:
+            value = task if name == "task" else response_format if name == "response_format" else input.get(name[6:])
+            if value.__class__ is not str:
+                return None
+            values.append(value)
+        return self.texts % tuple(values)
+
+
 class CompiledPrompt:
     """A prompt whose templates are parsed and checked. Rendering is a pure function of what it is given."""
 
@@ -60,7 +79,10 @@ class CompiledPrompt:
         self.name = name
         self.inputs = frozenset(prompt.inputs)
         self._environment = environment
-        self._messages = [(message.role, f"message {index}") for index, message in enumerate(prompt.messages)]
+        self._messages = [
+            (message.role, f"message {index}", _plain(environment, f"message {index}", message.content))
+            for index, message in enumerate(prompt.messages)
+        ]
 
     @classmethod
     def compile(cls, name: str, prompt: Prompt) -> CompiledPrompt:
@@ -110,18 +132,21 @@ class CompiledPrompt:
             PromptError: a declared input that the template reads is missing, the template runs out of fuel, or an
                 operation in it fails on these values.
         """
-        context = {
-            "input": _frozen({name: input[name] for name in input if name in self.inputs}),
-            "passages": tuple(map(_passage, passages)),
-            "task": task,
-            "response_format": response_format,
-        }
         messages = []
-        for index, (role, template) in enumerate(self._messages):
-            try:
-                content = self._environment.render_template(template, **context)
-            except _RENDER_ERRORS as error:
-                raise PromptError(self.name, [_rendering(index, error)]) from None
+        context: dict[str, Any] | None = None
+        for index, (role, template, plain) in enumerate(self._messages):
+            content = plain.filled(input, task, response_format) if plain is not None else None
+            if content is None:
+                context = context or {
+                    "input": _frozen({name: input[name] for name in input if name in self.inputs}),
+                    "passages": tuple(map(_passage, passages)),
+                    "task": task,
+                    "response_format": response_format,
+                }
+                try:
+                    content = self._environment.render_template(template, **context)
+                except _RENDER_ERRORS as error:
+                    raise PromptError(self.name, [_rendering(index, error)]) from None
             messages.append({"role": role, "content": content})
         return messages
 
@@ -137,7 +162,7 @@ class CompiledPrompt:
             "task": "task",
             "response_format": "text",
         }
-        for index, (_, template) in enumerate(self._messages):
+        for index, (_, template, _) in enumerate(self._messages):
             try:
                 self._environment.render_template(template, **context)
             except _RENDER_ERRORS as error:
@@ -152,6 +177,21 @@ def estimate_tokens(text: str) -> int:
     """
     ascii_characters = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
     return (ascii_characters + 3) // 4 + len(text) - ascii_characters
+
+
+def _plain(environment: Environment, template: str, source: str) -> _Plain | None:
+    """Give a template as texts and reads; ``None`` where it has logic, or the engine makes anything else of it."""
+    parts = _READ.split(source.removesuffix("\n"))
+    texts, reads = parts[::2], tuple(parts[1::2])
+    if any(code in text for text in texts for code in ("{{", "{%", "{#")):
+        return None
+    plain = _Plain("%s".join([text.replace("%", "%%") for text in texts]), reads)
+    input = {name[6:]: f"<{name}> & {{{{ 'x' }}}}\n" for name in reads if name.startswith("input.")}
+    try:
+        made = environment.render_template(template, input=input, task="task", response_format="text")
+    except _RENDER_ERRORS:
+        return None
+    return plain if made == plain.filled(input, "task", "text") else None
 
 
 def _environment() -> Environment:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import minijinja
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -194,6 +195,22 @@ ECHO = compiled("{{ input.question }}\x00{% for p in passages %}{{ p.title }}\x0
 def test_values_are_copied_and_never_rendered(question, title, text):
     (message,) = ECHO.render({"question": question}, [Packed(title=title, text=text)], "task", "text")
     assert message["content"] == f"{question}\x00{title}\x00{text}\x00"
+
+
+LITERALS = [" 100 % \n", "\r\n", "{ { ", "%s", "\n", "\n\n", "é"]
+READS = ["{{ input.question }}", "{{input.question}}", "{{ task }}"]
+LOGIC = ["{{ input.question | upper }}", "{%- if task %}{{ task }}{% endif %}", "{# nothing #}", "{{- task -}}"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from(LITERALS + READS + LOGIC), min_size=1, max_size=5),
+    st.one_of(st.text(max_size=8), st.integers()),
+)
+def test_messages_without_logic_are_as_the_engine_makes_them(pieces: list[str], question: object):
+    environment = minijinja.Environment(undefined_behavior="strict", auto_escape_callback=lambda _: False)
+    known = {"input": {"question": question}, "task": "task", "response_format": "text"}
+    assert rendered("".join(pieces), {"question": question}) == environment.render_str("".join(pieces), **known)
 
 
 def test_tokens_are_estimated_high_rather_than_low():
