@@ -79,7 +79,7 @@ def bind(
     if file is not None:
         from bundlectl.bundling.bound import load_bindings
 
-        after = load_bindings(file, ref.environment, bundle.components)
+        after = load_bindings(file, ref.environment, bundle.components, off=disable)
     after = _switched(bundle, after, disable, enable)
     changes = diff_settings("bindings", before.form(), after.form())
     if not changes:

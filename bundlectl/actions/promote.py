@@ -29,7 +29,7 @@ from bundlectl.model.canonical import canonical, digest
 from bundlectl.model.errors import Conflict, GateNotPassed, NotFound, UsageError
 from bundlectl.model.reference import BundleReference, EnvironmentReference, SourceReference, parse_reference
 from bundlectl.model.release import RollbackTarget
-from bundlectl.model.types import Strict
+from bundlectl.model.types import Strict, wrong_fields
 from bundlectl.model.verdict import Verdict
 from bundlectl.registry.collecting import refuse_marked
 from bundlectl.registry.layout import gc_key, head_key, pack_key, referrers_prefix
@@ -413,6 +413,6 @@ def load_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise UsageError(
-            f"{path} is not a saved plan.", why=str(error), fix="Save one with promote --plan --plan-file F."
-        ) from error
+        why = wrong_fields(error) if isinstance(error, ValidationError) else error.strerror or str(error)
+        fix = "Save one with promote --plan --plan-file F."
+        raise UsageError(f"{path} is not a saved plan.", why=why, fix=fix) from error

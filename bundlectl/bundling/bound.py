@@ -16,6 +16,7 @@ from bundlectl.bundling.provider_settings import check_guards
 from bundlectl.bundling.source_models import SourceBundle
 from bundlectl.bundling.yaml import Document
 from bundlectl.bundling.yaml import Path as At
+from bundlectl.inference.fitting import misfits
 from bundlectl.model.bindings import DEFAULT, Bindings
 from bundlectl.model.bundle import Components
 from bundlectl.model.components import Profile
@@ -51,14 +52,25 @@ class Names:
         return cls(parts.models, indexes, tasks, routes, _guards(parts.guardrails))
 
 
-def load_bindings(file: Path, environment: str, parts: Components) -> Bindings:
+def load_bindings(file: Path, environment: str, parts: Components, *, off: Collection[str] = ()) -> Bindings:
     """Read the bindings of an environment for a bundle that was built.
+
+    Args:
+        file: the bindings.
+        environment: whose they are.
+        parts: the bundle's components.
+        off: models that are switched off besides, and so need no address.
 
     Raises:
         SourceError: it cannot be read, or does not fit the bundle.
     """
     bound, document = read_document(file, Bindings)
     problems = check_bindings(environment, bound, document, Names.of_bundle(parts))
+    if not problems:
+        without = bound.model_copy(
+            update={"disabled_models": [*bound.disabled_models, *(set(off) & set(parts.models))]}
+        )
+        problems = [document.problem(_about_models(document), said, key=True) for said in misfits(without, parts)]
     if problems:
         raise SourceError(in_order(problems))
     return bound
@@ -82,6 +94,11 @@ def check_bindings(environment: str, bound: Bindings, at: Document, names: Names
         *_callers(bound, at),
         *_tenants(bound, at),
     ]
+
+
+def _about_models(document: Document) -> At:
+    """Give the place of what is bound to models, if anything is: most of what cannot be opened is about them."""
+    return ("models",) if ("models",) in document.values else ()
 
 
 def _guards(profiles: Mapping[str, Profile]) -> set[str]:

@@ -161,6 +161,6 @@ def wrong_fields(error: ValidationError) -> str:
     """
     found = error.errors(include_url=False, include_context=False, include_input=False)
     places = [".".join(ascii(part).strip("'\"") for part in one["loc"])[:100] for one in found[:3]]
-    said = [f"{place}: {one['msg']}" for place, one in zip(places, found, strict=False)]
+    said = [f"{place}: {one['msg']}" if place else one["msg"] for place, one in zip(places, found, strict=False)]
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
     return "; ".join(said) + more

@@ -155,9 +155,11 @@ def test_a_model_without_an_address_is_not_made_live(work: Workspace) -> None:
     with pytest.raises(UsageError, match="do not fit") as caught:
         work.release("dev")
     assert "own has no base_url" in caught.value.why
-    (work.folder / "environments" / "dev.yaml").write_text(
-        "apiVersion: bundlectl/v1\nkind: Bindings\ndisabled_models: [own]\n"
-    )
+    file = work.folder / "environments" / "dev.yaml"
+    file.write_text("apiVersion: bundlectl/v1\nkind: Bindings\nmodels: {own: {}}\n")
+    with pytest.raises(SourceError, match=r"dev\.yaml:3: the model own has no base_url"):
+        promote(work.context(), str(work.folder), environment="dev", reason="x", bindings_file=file)
+    file.write_text("apiVersion: bundlectl/v1\nkind: Bindings\ndisabled_models: [own]\n")
     work.release("dev")
 
 
