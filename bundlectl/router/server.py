@@ -261,23 +261,34 @@ class Server:
             await fetch
         return self._known(headers, local=arrived_locally(request.scope) and named_locally(_header(headers, b"host")))
 
+    async def _is_known(self, request: HttpRequest) -> bool:
+        """Say whether it is this machine or a caller that some release knows."""
+        if arrived_locally(request.scope) and named_locally(_header(request.scope["headers"], b"host")):
+            return True
+        try:
+            return bool(await self._callers(request))
+        except HttpError:
+            return False
+
     async def _body(self, request: HttpRequest) -> bytes | None:
         """Read a body within the server's bounds; ``None`` when the caller went away."""
         return await _read(request.scope["headers"], request.receive, self._body_seconds)
 
     # ------------------------------------------------------------ the rest
 
-    async def _releases(self, _: HttpRequest) -> JSONResponse:
-        return JSONResponse({"releases": [_state(one) for one in self._served]})
+    async def _releases(self, request: HttpRequest) -> JSONResponse:
+        whole = await self._is_known(request)
+        return JSONResponse({"releases": [_state(one, whole=whole) for one in self._served]})
 
     async def _health(self, _: HttpRequest) -> JSONResponse:
         return JSONResponse({"status": "alive"})
 
-    async def _ready(self, _: HttpRequest) -> JSONResponse:
+    async def _ready(self, request: HttpRequest) -> JSONResponse:
         ready = bool(self._served) and all(one.loaded() is not None for one in self._served)
+        whole = await self._is_known(request)
+        states = [_state(one, whole=whole) for one in self._served]
         return JSONResponse(
-            {"status": "ready" if ready else "not ready", "environments": [_state(one) for one in self._served]},
-            status_code=200 if ready else 503,
+            {"status": "ready" if ready else "not ready", "environments": states}, status_code=200 if ready else 503
         )
 
     async def _look(self, _: HttpRequest) -> Response:
@@ -334,7 +345,8 @@ def _choose(request: Request, found: list[Caller], app: bytes | None) -> Caller:
     raise HttpError(422, _error(ContractError([("task", f"{reason}: {', '.join(names)}")], fix=fix)))
 
 
-def _state(one: Served) -> dict[str, Any]:
+def _state(one: Served, *, whole: bool) -> dict[str, Any]:
+    """Give what is served and since when; ``whole``: also what went wrong, which names stores, folders and signers."""
     compiled, status = one.loaded(), one.status()
     state: dict[str, Any] = {"app": one.app, "environment": one.environment, "ready": compiled is not None}
     if compiled is not None:
@@ -345,11 +357,10 @@ def _state(one: Served) -> dict[str, Any]:
             "serial": status.serial,
             "since": status.since.isoformat() if status.since else None,
             "last_poll": status.last_poll.isoformat() if status.last_poll else None,
-            "last_error": status.last_error,
             "stale": status.stale,
-            "stopped": status.stopped,
-            "alarms": list(status.alarms),
         }
+        if whole:
+            state |= {"last_error": status.last_error, "stopped": status.stopped, "alarms": list(status.alarms)}
     return state
 
 

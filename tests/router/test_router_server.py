@@ -17,6 +17,7 @@ import uvicorn
 
 from bundlectl.model.contract import Answer
 from bundlectl.model.errors import UsageError, VerificationFailed
+from bundlectl.resolver.resolver import Status
 from bundlectl.router.http_error import HttpError
 from bundlectl.router.loopback import check_bind
 from bundlectl.router.served import Served
@@ -301,6 +302,19 @@ async def test_the_other_paths(fake: FakeModels) -> None:
         assert "tenant_id" in schemas["Request"]["properties"] and "receipt" in schemas["Answer"]["properties"]
         named = set(json.dumps(document).split('"#/components/schemas/')[1:])
         assert {one.partition('"')[0] for one in named} <= set(schemas)
+
+
+async def test_strangers_are_not_told_what_went_wrong() -> None:
+    status = Status(last_error="s3://secret-bucket is not there", alarms=("signed by bob@corp",))
+    async with setting(bindings=IDENTITIES) as s:
+        app = Server([Served("support", "prod", lambda: s.compiled, s.router, lambda: status)])
+        async with serving(app=app) as client:
+            for path in ("/v1/releases", "/readyz"):
+                for who, told in (({"host": "elsewhere"}, False), ({"host": "x", "x-api-key": KEY}, True), ({}, True)):
+                    async with client.get(path, headers=who) as response:
+                        text = await response.text()
+                        assert response.status == 200 and s.bundle.digest in text
+                    assert ("secret-bucket" in text, "bob@corp" in text) == (told, told), who
 
 
 async def test_not_ready_until_a_release_is_loaded() -> None:
