@@ -286,15 +286,17 @@ class Invocation:
     ) -> None:
         self.attempts.append(
             Attempt.unchecked(
-                route=route.name,
-                model=route.model_name,
-                provider=route.model.provider,
-                provider_model=reply.provider_model if reply else None,
-                outcome=outcome,
-                why=why,
-                seconds=seconds,
-                provider_seconds=reply.provider_seconds if reply else None,
-                usage=reply.usage if reply else Usage(),
+                {
+                    "route": route.name,
+                    "model": route.model_name,
+                    "provider": route.model.provider,
+                    "provider_model": reply.provider_model if reply else None,
+                    "outcome": outcome,
+                    "why": why,
+                    "seconds": seconds,
+                    "provider_seconds": reply.provider_seconds if reply else None,
+                    "usage": reply.usage if reply else Usage(),
+                }
             )
         )
 

@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cedarpy
 
@@ -49,11 +49,9 @@ action "ask" appliesTo {
 """What a bundle's schema must declare at least, word for word usable as a schema."""
 
 
-@dataclass(frozen=True, slots=True)
-class AccessQuestion:
+class AccessQuestion(NamedTuple):
     """The entire request that is decided on; the cache's key, so every field counts.
 
-    ``scopes`` is turned into a set, so order and repetition do not matter.
     ``resource_tenant`` is whose data is asked for: the request's own tenant unless the caller knows better.
     """
 
@@ -63,10 +61,6 @@ class AccessQuestion:
     scopes: frozenset[str]
     profile: str
     resource_tenant: str
-
-    def __post_init__(self) -> None:
-        if type(self.scopes) is not frozenset:
-            object.__setattr__(self, "scopes", frozenset(self.scopes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ def _checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make everything twice: unchecked as the router does, and checked; both must be equal."""
     unchecked = Strict.unchecked.__func__  # type: ignore[attr-defined]
 
-    def both(cls: type[Strict], **values: Any) -> Strict:
-        made: Strict = unchecked(cls, **values)
+    def both(cls: type[Strict], values: dict[str, Any]) -> Strict:
+        made: Strict = unchecked(cls, values)
         checked = cls(**values)
         assert made == checked and made.form() == checked.form()
         return made

@@ -38,7 +38,7 @@ def test_digests_of_answers_are_of_sorted_json(value: object) -> None:
 
 def test_a_field_that_is_missing_is_not_made_up() -> None:
     with pytest.raises(TypeError, match="5 fields, 1 were given"):
-        Usage.unchecked(input_tokens=1)
+        Usage.unchecked({"input_tokens": 1})
 
 
 @pytest.mark.parametrize("deep", [MAX_DEPTH, MAX_DEPTH + 1])
