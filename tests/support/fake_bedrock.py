@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 from aiohttp import web
 
 from tests.support.fake_models import Cut, Drip, Fail, Hangup, Huge, Raw, Stall, dripped, hung_up
+from tests.support.started import started
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 KEY = "AKIDEXAMPLE"
@@ -334,13 +335,5 @@ async def fake_bedrock() -> AsyncIterator[FakeBedrock]:
     fake = FakeBedrock()
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/{path:.*}", fake._handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.2)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with started(app, ending=fake._ending.set) as fake.url:
         yield fake
-    finally:
-        fake._ending.set()
-        await runner.cleanup()

@@ -11,6 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support.started import started
+
 USAGE = {"inputTokens": 100, "outputTokens": 7, "totalTokens": 107}
 
 
@@ -80,12 +82,5 @@ async def fake_jobs(s3: Any) -> AsyncIterator[FakeJobs]:
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/model-invocation-job", fake._create)
     app.router.add_get("/model-invocation-job/{arn:.+}", fake._get)
-    runner = web.AppRunner(app, shutdown_timeout=0.2)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with started(app) as fake.url:
         yield fake
-    finally:
-        await runner.cleanup()

@@ -13,6 +13,8 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.support.started import started
+
 AUDIENCE = "bundlectl"
 
 
@@ -67,12 +69,5 @@ async def fake_idp() -> AsyncIterator[FakeIdp]:
     app = web.Application()
     app.router.add_get("/.well-known/openid-configuration", idp._discovery)
     app.router.add_get("/keys", idp._keys)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    idp.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with started(app) as idp.url:
         yield idp
-    finally:
-        await runner.cleanup()

@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support.started import started
+
 STALL = 30.0
 """Seconds of a stall: longer than any deadline in the tests; the server's end cuts it short."""
 
@@ -248,17 +250,9 @@ async def fake_models(*, tls: ssl.SSLContext | None = None) -> AsyncIterator[Fak
     fake = FakeModels()
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/v1/chat/completions", fake._chat)
-    runner = web.AppRunner(app, shutdown_timeout=0.2)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-    await site.start()
-    port = runner.addresses[0][1]
-    fake.base_url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
-    try:
+    async with started(app, tls=tls, ending=fake._ending.set) as url:
+        fake.base_url = f"{url}/v1"
         yield fake
-    finally:
-        fake._ending.set()
-        await runner.cleanup()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 from aiohttp import web
 
 from tests.support.fake_bedrock import KEY, SECRET
+from tests.support.started import started
 
 
 class FakeTokens:
@@ -60,12 +61,5 @@ async def fake_tokens() -> AsyncIterator[FakeTokens]:
     app = web.Application()
     app.router.add_post("/", fake._sts)
     app.router.add_get("/federation/credentials", fake._sso)
-    runner = web.AppRunner(app, shutdown_timeout=0.2)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with started(app) as fake.url:
         yield fake
-    finally:
-        await runner.cleanup()
