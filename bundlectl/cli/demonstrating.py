@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -83,6 +84,7 @@ class Narration:
 
 def _render(out: Console, result: object) -> None:
     from bundlectl.actions.build import Built
+    from bundlectl.actions.evaluate import Evaluated
     from bundlectl.actions.index import IndexBuilt
     from bundlectl.actions.keyring import Initialised
     from bundlectl.actions.promote import Promoted
@@ -93,29 +95,20 @@ def _render(out: Console, result: object) -> None:
     from bundlectl.insight.explain import Explanation
     from bundlectl.model.contract import Answer
 
-    if isinstance(result, Initialised):
-        keyrings.initialised(out, result)
-    elif isinstance(result, IndexBuilt):
-        moving.built(out, result)
-    elif isinstance(result, Built):
-        source.built(out, result)
-    elif isinstance(result, Promoted):
-        releases.promoted(out, result)
-    elif isinstance(result, RolledBack):
-        releases.rolled_back(out, result)
-    elif isinstance(result, History):
-        releases.history_table(out, result)
-    elif isinstance(result, BundleDiff):
-        looking.differences(out, result)
-    elif isinstance(result, Explanation):
-        looking.explanation(out, result)
-    elif isinstance(result, Answer):
-        answers.answer_lines(out, result)
-    elif isinstance(result, list):
-        for one in result:
-            evaluating.scores_table(out, one)
-    else:
-        raise TypeError(f"nothing renders {type(result).__name__}")
+    renderers: dict[type, Callable[[Console, Any], None]] = {
+        Initialised: keyrings.initialised,
+        IndexBuilt: moving.built,
+        Built: source.built,
+        Promoted: releases.promoted,
+        RolledBack: releases.rolled_back,
+        History: releases.history_table,
+        BundleDiff: looking.differences,
+        Explanation: looking.explanation,
+        Answer: answers.answer_lines,
+        Evaluated: evaluating.scores_table,
+    }
+    for one in result if isinstance(result, list) else [result]:
+        renderers[type(one)](out, one)
 
 
 def _ending(out: Console, result: Played) -> None:
