@@ -19,6 +19,7 @@ from bundlectl.router.grounding import NOTHING_FOUND
 from bundlectl.router.inspecting import inspect_json, joined
 from bundlectl.router.invocation import Invocation
 from bundlectl.router.run import Refusal, Run, guard_record
+from bundlectl.router.turns import in_a_row
 from bundlectl.router.windows import GuardedStream
 from bundlectl.stages.guards import Action
 from bundlectl.stages.output import CompiledOutput, OutputResult
@@ -51,6 +52,7 @@ def choose_route(run: Run) -> None:
 
 async def invoke(run: Run) -> None:
     """Get the next reply: of the chosen route, else of its fallbacks."""
+    await in_a_row()
     reply = run.reply = await _invocation(run).reply()
     if reply.refused:
         raise Refusal("no_answer", NOTHING_FOUND)

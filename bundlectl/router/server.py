@@ -57,7 +57,7 @@ from bundlectl.router.openapi import openapi
 from bundlectl.router.pinning import HEADER, pinned_caller
 from bundlectl.router.router import Event, error_body
 from bundlectl.router.served import Caller, Served
-from bundlectl.router.turns import Turns
+from bundlectl.router.turns import Turns, in_a_row
 
 if TYPE_CHECKING:
     from bundlectl.router.batch.http import BatchApi
@@ -177,6 +177,8 @@ class Server:
             raise HttpError(422, _error(error)) from error
         finally:
             turns.end(time.perf_counter() - began)
+        if turns.active:
+            await in_a_row()
         scope[RECEIPT] = outcome.receipt.id
         self._metrics.responses[outcome.status] += 1
         if outcome.answer is None:
