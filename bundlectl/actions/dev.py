@@ -22,8 +22,8 @@ from bundlectl.bundling.source import read_source
 from bundlectl.evaluation.result import summarise
 from bundlectl.evaluation.runner import run
 from bundlectl.evaluation.suite import read_suite
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.embeddings import Embedder, open_embedder
-from bundlectl.inference.http import open_session
 from bundlectl.model.attestation import EvaluationResult
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
@@ -102,11 +102,11 @@ class _Loop:
 
     async def run(self) -> None:
         """Load, answer, and go on at every save and every typed question."""
-        session = open_session()
+        http = HttpClient()
         self._world = World(
             open_index=self._index,
             make_embedder=open_embedder,
-            session=session,
+            http=http,
             environ=self._ctx.environ,
             input_key=input_key(self._ctx),
         )
@@ -118,7 +118,7 @@ class _Loop:
                 return
             await self._follow()
         finally:
-            await session.close()
+            await http.close()
 
     async def _follow(self) -> None:
         port = self._settings.port

@@ -80,13 +80,13 @@ async def open_judges(
         yield {}
         return
     try:
-        from bundlectl.inference.http import open_session
+        from bundlectl.inference.client import HttpClient
     except ModuleNotFoundError as error:
         raise MissingExtra("Asking a judge", "router") from error
     prices = open_price_book(ctx.environ)
-    session = open_session()
+    http = HttpClient()
     try:
-        world = World(session=session, environ=ctx.environ)
+        world = World(http=http, environ=ctx.environ)
         judges = {}
         for name in names:
             settings = (suite.judges or {})[name]
@@ -96,4 +96,4 @@ async def open_judges(
             judges[name] = Judge(name, settings, bound, provider, prices)
         yield judges
     finally:
-        await session.close()
+        await http.close()

@@ -110,7 +110,7 @@ async def world(
     cache: Path | None = None,
     keyring: Callable[[], VerifiedKeyring] | None = None,
 ) -> AsyncIterator[World]:
-    """Open what assembling needs from outside of bundles: indexes, embedders, one HTTP session.
+    """Open what assembling needs from outside of bundles: indexes, embedders, one HTTP client.
 
     Args:
         ctx: the context.
@@ -121,7 +121,7 @@ async def world(
         MissingExtra: the extra ``router`` is not installed.
     """
     try:
-        from bundlectl.inference.http import open_session
+        from bundlectl.inference.client import HttpClient
     except ModuleNotFoundError as error:
         raise MissingExtra("Serving requests", "router") from error
     indexes = Indexes(
@@ -132,20 +132,20 @@ async def world(
         downloads=ctx.workspace / "cache",
         on_warning=ctx.reporter.warn,
     )
-    session = open_session()
+    http = HttpClient()
     presidio = PresidioProcesses()
     try:
         yield World(
             open_index=indexes.open,
             make_embedder=open_embedder,
-            session=session,
+            http=http,
             environ=ctx.environ,
             input_key=input_key(ctx),
             presidio=presidio,
         )
     finally:
         await presidio.close()
-        await session.close()
+        await http.close()
 
 
 def verified_compiler(opened: World) -> Callable[[VerifiedBundle], Awaitable[Compiled]]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import aiohttp
 import uvicorn
 
 from bundlectl.actions.batching import BatchPlace, open_batches
@@ -23,8 +22,8 @@ from bundlectl.actions.opening import read_pin
 from bundlectl.actions.routing import input_key, receipts_folder
 from bundlectl.actions.sharing import open_redis
 from bundlectl.actions.tracing import begin_telemetry
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.embeddings import Embedder, open_embedder
-from bundlectl.inference.http import open_session
 from bundlectl.inference.presidio import PresidioProcesses
 from bundlectl.model.components import Embedding
 from bundlectl.model.errors import UsageError
@@ -212,7 +211,7 @@ class _Following:
     ctx: Context
     registry: Registry
     pin: str
-    session: aiohttp.ClientSession
+    http: HttpClient
     presidio: PresidioProcesses
     key_sets: KeySets
     link: RedisLink | None
@@ -244,13 +243,13 @@ async def follow(
     registry = Registry(open_store(ctx.locate().url), on_warning=ctx.reporter.warn)
     pin = read_pin(ctx)
     tracer = configured_tracer()
-    session = open_session(trace=http_spans(tracer, propagator(ctx.environ)) if tracer is not None else None)
-    stack.push_async_callback(session.close)
+    http = HttpClient(observe=http_spans(tracer, propagator(ctx.environ)) if tracer is not None else None)
+    stack.push_async_callback(http.close)
     presidio = await stack.enter_async_context(PresidioProcesses())
-    key_sets = KeySets(session, ctx.reporter.warn)
+    key_sets = KeySets(http, ctx.reporter.warn)
     stack.push_async_callback(key_sets.close)
     following = _Following(
-        ctx, registry, pin, session, presidio, key_sets, link, poll, metrics or Metrics(), begun or Begun()
+        ctx, registry, pin, http, presidio, key_sets, link, poll, metrics or Metrics(), begun or Begun()
     )
     return [await _follow(following, ref, stack) for ref in refs]
 
@@ -274,7 +273,7 @@ async def _follow(following: _Following, ref: EnvironmentReference, stack: Async
     world = World(
         open_index=indexes.open,
         make_embedder=_embedder,
-        session=following.session,
+        http=following.http,
         environ=ctx.environ,
         input_key=input_key(ctx),
         key_sets=following.key_sets,

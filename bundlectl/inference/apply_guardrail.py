@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 from bundlectl.inference.aws import AwsService, open_service, path_part
 from bundlectl.inference.aws_region import region_of
 from bundlectl.inference.bedrock_settings import BedrockGuard
-from bundlectl.inference.http import deadline, failures, read_json
+from bundlectl.inference.http import deadline, read_json
 from bundlectl.inference.inspection import Inspection, Side
 from bundlectl.inference.provider import ProviderError
 
 if TYPE_CHECKING:
-    import aiohttp
+    from bundlectl.inference.client import HttpClient
 
 WHAT: Final = "the Bedrock guardrail"
 
@@ -56,11 +56,10 @@ class BedrockInspector:
         if not asked:
             return Inspection(tuple(texts), "pass")
         body = {"source": side.upper(), "content": [{"text": {"text": text}} for text in asked]}
-        async with deadline(asyncio.get_running_loop().time() + self._timeout, WHAT, "answer"):
+        with deadline(asyncio.get_running_loop().time() + self._timeout, WHAT, "answer"):
             response = await self._service.post(self._path, body, {}, WHAT)
             try:
-                with failures(WHAT):
-                    value = await read_json(response, WHAT)
+                value = await read_json(response, WHAT)
             finally:
                 response.release()
         return _inspection(value, texts, asked)
@@ -108,7 +107,7 @@ def _each(assessment: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
 
 
 def open_inspector(
-    bound: Mapping[str, Any], timeout: float, http: aiohttp.ClientSession, environ: Mapping[str, str]
+    bound: Mapping[str, Any], timeout: float, http: HttpClient, environ: Mapping[str, str]
 ) -> BedrockInspector:
     """Open the guardrail of a binding; it may ask AWS for credentials, so not on the event loop.
 

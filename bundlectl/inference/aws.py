@@ -10,21 +10,19 @@ import re
 import struct
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.eventstream import EventStreamBuffer, ParserError
 from pydantic_core import from_json, to_json
-from yarl import URL
 
 from bundlectl.inference.aws_session import AwsCredentials, aws_session
-from bundlectl.inference.http import MAX_ERROR, MAX_REPLY, as_payload, failures, read_capped, retry_after
+from bundlectl.inference.client import HttpClient, head_of
+from bundlectl.inference.connection import Response
+from bundlectl.inference.http import MAX_ERROR, MAX_REPLY, bearer, read_capped, retry_after
 from bundlectl.inference.provider import ErrorKind, ProviderError
-
-if TYPE_CHECKING:
-    import aiohttp
 
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -54,21 +52,25 @@ class AwsService:
 
     def __init__(
         self,
-        http: aiohttp.ClientSession,
+        http: HttpClient,
         url: str,
         *,
         signing_name: str,
         region: str,
         credentials: AwsCredentials | None,
-        bearer: str | None = None,
+        api_key: str | None = None,
     ) -> None:
-        """Take the address, and either credentials to sign with or an API key to send as a bearer token."""
+        """Take the address, and either credentials to sign with or an API key to send as a bearer token.
+
+        Raises:
+            UsageError: the key holds what no header may.
+        """
         self.region: Final = region
         self._http = http
         self._url = url.rstrip("/")
         self._signing_name = signing_name
         self._credentials = credentials
-        self._bearer = bearer
+        self._bearer = bearer(api_key)
 
     @property
     def address(self) -> str:
@@ -83,7 +85,7 @@ class AwsService:
         what: str,
         *,
         expected: int = 200,
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         """Post JSON, signed, and give the response once its headers are there with the status; release it.
 
         Args:
@@ -99,39 +101,32 @@ class AwsService:
         url = self._url + path
         data = b"" if body is None else to_json(body)
         kind = {} if body is None else {"Content-Type": "application/json"}
-        sent = await self._authorized(url, data, {**kind, **headers}, what)
-        with failures(what):
-            response = await self._http.post(
-                URL(url, encoded=True),  # the signature holds for the path as it is written
-                data=as_payload(data),
-                headers=sent,
-                skip_auto_headers=("Content-Type",),  # it would not be signed
-                allow_redirects=False,
-            )
-            if response.status == expected:
-                return response
-            try:
-                raise await _refusal(response, what)
-            finally:
-                response.release()
+        head = await self._authorized(url, data, {**kind, **headers}, what)
+        response = await self._http.post(url, head, data, what)
+        if response.status == expected:
+            return response
+        try:
+            raise await _refusal(response, what)
+        finally:
+            response.release()
 
-    async def _authorized(self, url: str, data: bytes, headers: Mapping[str, str], what: str) -> dict[str, str]:
+    async def _authorized(self, url: str, data: bytes, headers: Mapping[str, str], what: str) -> bytes:
         if self._credentials is None:
-            return {**headers, "Authorization": f"Bearer {self._bearer}"}
+            return head_of(headers) + self._bearer
         keys = await self._credentials.current(what)
         request = AWSRequest(method="POST", url=url, data=data, headers=headers)
         SigV4Auth(keys, self._signing_name, self.region).add_auth(request)
-        return dict(request.headers.items())
+        return head_of(dict(request.headers.items()))
 
 
 def open_service(
-    http: aiohttp.ClientSession,
+    http: HttpClient,
     service: str,
     *,
     region: str | None,
     endpoint: str | None,
     environ: Mapping[str, str],
-    bearer: str | None = None,
+    api_key: str | None = None,
 ) -> AwsService:
     """Find a service's address and the credentials for it; reads files and may ask the network, so not on the loop.
 
@@ -141,7 +136,7 @@ def open_service(
         region: the bound one; else ``AWS_REGION``, else that of the AWS configuration.
         endpoint: the bound address; else ``AWS_ENDPOINT_URL_<SERVICE>`` and the AWS configuration, else the service's.
         environ: the process's environment variables.
-        bearer: an API key, sent in place of a signature.
+        api_key: sent in place of a signature, as a bearer token.
 
     Raises:
         UsageError: there is no region, or the AWS configuration is wrong.
@@ -155,8 +150,8 @@ def open_service(
         place.url,
         signing_name=place.signing_name,
         region=place.region,
-        credentials=None if bearer else session.credentials(),
-        bearer=bearer,
+        credentials=None if api_key else session.credentials(),
+        api_key=api_key,
     )
 
 
@@ -177,7 +172,7 @@ class Frame:
     size: int
 
 
-async def read_frames(response: aiohttp.ClientResponse, what: str) -> AsyncGenerator[Frame, None]:
+async def read_frames(response: Response, what: str) -> AsyncGenerator[Frame, None]:
     """Give the frames of an ``application/vnd.amazon.eventstream`` body, their checksums verified.
 
     Raises:
@@ -185,7 +180,7 @@ async def read_frames(response: aiohttp.ClientResponse, what: str) -> AsyncGener
     """
     buffer = EventStreamBuffer()
     pending = 0
-    async for part in response.content.iter_any():
+    async for part in response.parts():
         buffer.add_data(part)
         pending += len(part)
         while (frame := _next_frame(buffer, what)) is not None:
@@ -230,7 +225,7 @@ def event_of(frame: Frame, what: str) -> tuple[str, bytes]:
 # ---------------------------------------------------------------- errors
 
 
-async def _refusal(response: aiohttp.ClientResponse, what: str) -> ProviderError:
+async def _refusal(response: Response, what: str) -> ProviderError:
     status = response.status
     details = _object(await read_capped(response, MAX_ERROR) or b"")
     code = _clean(response.headers.get("x-amzn-errortype") or details.get("__type") or details.get("code"))

@@ -21,8 +21,9 @@ from bundlectl.inference.provider import ProviderError
 from bundlectl.model.errors import BackendUnavailable, NotFound, UsageError
 
 if TYPE_CHECKING:
-    import aiohttp
     from botocore.credentials import Credentials, ReadOnlyCredentials
+
+    from bundlectl.inference.client import HttpClient
 
 RENEW_BEFORE: Final = 15 * 60
 """Seconds before their end at which credentials are renewed, while those at hand go on being used."""
@@ -176,11 +177,11 @@ def _no_credentials(error: Exception, what: str) -> ProviderError:
     )
 
 
-_SESSIONS: Final[WeakKeyDictionary[aiohttp.ClientSession, AwsSession]] = WeakKeyDictionary()
+_SESSIONS: Final[WeakKeyDictionary[HttpClient, AwsSession]] = WeakKeyDictionary()
 _LOCK: Final = threading.Lock()
 
 
-def aws_session(http: aiohttp.ClientSession) -> AwsSession:
+def aws_session(http: HttpClient) -> AwsSession:
     """Give the AWS session that lives as long as an HTTP session does."""
     with _LOCK:
         found = _SESSIONS.get(http)

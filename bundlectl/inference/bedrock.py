@@ -9,15 +9,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
-import aiohttp
 from pydantic import ValidationError
 
 from bundlectl.inference.aws import AwsService, event_of, open_service, path_part, read_frames
 from bundlectl.inference.aws_region import region_of
 from bundlectl.inference.aws_session import aws_session
 from bundlectl.inference.bedrock_settings import BedrockGuard, ConverseParameters, first_problem
+from bundlectl.inference.client import HttpClient
+from bundlectl.inference.connection import Response
 from bundlectl.inference.converse import Conversation, ConverseStream, price_name, read_parameters
-from bundlectl.inference.http import deadline, failures, read_json
+from bundlectl.inference.http import deadline, read_json
 from bundlectl.inference.provider import Delta, ModelCall, ModelReply, Provider
 from bundlectl.inference.streaming import stream_reply, whole_of
 from bundlectl.model.bindings import ModelBinding
@@ -52,11 +53,10 @@ class BedrockProvider:
         if call.must_stream:
             return await whole_of(self.stream(call), what)
         conversation = self.conversation(call)
-        async with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):
+        with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):
             response = await self._post(conversation, "converse", stream=False)
             try:
-                with failures(what):
-                    return conversation.reply(await read_json(response, what))
+                return conversation.reply(await read_json(response, what))
             finally:
                 response.release()
 
@@ -65,11 +65,11 @@ class BedrockProvider:
         what = _name(call)
         conversation = self.conversation(call)
 
-        async def read(response: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str, bytes], None]:
+        async def read(response: Response) -> AsyncGenerator[tuple[str, bytes], None]:
             async for frame in read_frames(response, what):
                 yield event_of(frame, what)
 
-        async def begin() -> aiohttp.ClientResponse:
+        async def begin() -> Response:
             return await self._post(conversation, "converse-stream", stream=True)
 
         return stream_reply(call, what, begin, read, ConverseStream(conversation))
@@ -97,7 +97,7 @@ class BedrockProvider:
         """Give the id or inference profile that is called."""
         return self._profile or call.model or ""
 
-    async def _post(self, conversation: Conversation, operation: str, *, stream: bool) -> aiohttp.ClientResponse:
+    async def _post(self, conversation: Conversation, operation: str, *, stream: bool) -> Response:
         path = f"/model/{path_part(self.called(conversation.call))}/{operation}"
         return await self._service.post(path, conversation.body(stream=stream), {}, conversation.what)
 
@@ -107,7 +107,7 @@ def open_bedrock(
     model: Model,
     binding: ModelBinding,
     guards: Mapping[str, Mapping[str, Any]],
-    http: aiohttp.ClientSession,
+    http: HttpClient,
     environ: Mapping[str, str],
     api_key: str | None,
     *,
@@ -145,7 +145,7 @@ def open_bedrock(
         region=binding.region or region_of(binding.inference_profile) or region_of(model.model),
         endpoint=binding.base_url,
         environ=environ,
-        bearer=api_key,
+        api_key=api_key,
     )
     online = BedrockProvider(service, profile=binding.inference_profile, guard=guard)
     if not in_jobs or binding.batch_s3 is None or binding.batch_role is None:

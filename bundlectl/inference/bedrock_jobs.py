@@ -106,7 +106,7 @@ class BedrockJobs:
         model = self._online.called(call)
         body = to_json(conversation.body(stream=False))
         ends = asyncio.get_running_loop().time() + call.total
-        async with deadline(ends, conversation.what, "reply"):
+        with deadline(ends, conversation.what, "reply"):
             found = await asyncio.shield(self._asked(model, body))
         if found is None:
             left = ends - asyncio.get_running_loop().time()

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Deadline:
-    """``async with Deadline(at)``: past ``at``, on the loop's clock, what is awaited inside ends in TimeoutError.
+    """``with Deadline(at)``: past ``at``, on the loop's clock, what is awaited inside ends in TimeoutError.
 
     No generator may yield inside of it: the deadline would strike the code that consumes the generator.
     """
@@ -21,7 +21,7 @@ class Deadline:
         self._at = at
         self._struck = False
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline is for what runs in a task")
@@ -29,7 +29,7 @@ class Deadline:
         self._cancelling = task.cancelling()
         self._handle = task.get_loop().call_at(self._at, self._strike)
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._handle.cancel()
         # As asyncio's own: a cancellation by anyone else is not ours to swallow.
         if self._struck and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:

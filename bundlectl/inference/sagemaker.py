@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
-import aiohttp
-
 from bundlectl.inference.aws import AwsService, event_of, open_service, path_part, read_frames
 from bundlectl.inference.aws_session import aws_session
 from bundlectl.inference.chat import ChatStream, ServerSentEvents, chat_body, chat_reply
+from bundlectl.inference.client import HttpClient
+from bundlectl.inference.connection import Response
 from bundlectl.inference.fitting import sagemaker_misfits
-from bundlectl.inference.http import deadline, failures, read_json
+from bundlectl.inference.http import deadline, read_json
 from bundlectl.inference.provider import Delta, ModelCall, ModelReply, Provider
 from bundlectl.inference.streaming import stream_reply, whole_of
 from bundlectl.model.bindings import ModelBinding
@@ -57,11 +57,10 @@ class SageMakerProvider:
         what = _name(call)
         if call.must_stream:
             return await whole_of(self.stream(call), what)
-        async with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):
+        with deadline(asyncio.get_running_loop().time() + call.total, what, "reply"):
             response = await self._post(call, "invocations", stream=False)
             try:
-                with failures(what):
-                    return chat_reply(await read_json(response, what), what)
+                return chat_reply(await read_json(response, what), what)
             finally:
                 response.release()
 
@@ -69,7 +68,7 @@ class SageMakerProvider:
         """Make one attempt, giving text as it comes; the last delta carries the whole reply."""
         what = _name(call)
 
-        async def read(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        async def read(response: Response) -> AsyncGenerator[bytes, None]:
             events = ServerSentEvents(what)
             async for frame in read_frames(response, what):
                 kind, payload = event_of(frame, what)
@@ -77,12 +76,12 @@ class SageMakerProvider:
                     for data in events.feed(payload):
                         yield data
 
-        async def begin() -> aiohttp.ClientResponse:
+        async def begin() -> Response:
             return await self._post(call, "invocations-response-stream", stream=True)
 
         return stream_reply(call, what, begin, read, ChatStream(what))
 
-    async def _post(self, call: ModelCall, operation: str, *, stream: bool) -> aiohttp.ClientResponse:
+    async def _post(self, call: ModelCall, operation: str, *, stream: bool) -> Response:
         path = f"/endpoints/{path_part(self._endpoint or call.model or '')}/{operation}"
         return await self._service.post(path, container_body(call, stream=stream), self._headers, _name(call))
 
@@ -100,9 +99,7 @@ def container_body(call: ModelCall, *, stream: bool) -> dict[str, Any]:
     return body
 
 
-def open_sagemaker(
-    name: str, binding: ModelBinding, http: aiohttp.ClientSession, environ: Mapping[str, str]
-) -> Provider:
+def open_sagemaker(name: str, binding: ModelBinding, http: HttpClient, environ: Mapping[str, str]) -> Provider:
     """Open the provider of a model as it is bound; not on the event loop, see :func:`open_service`.
 
     Raises:

@@ -80,7 +80,7 @@ class SageMakerAsyncProvider:
         seconds, which = call.total, "reply"
         if call.first_token is not None and call.first_token < call.total:
             seconds, which = call.first_token, "first token"
-        async with deadline(loop.time() + seconds, what, which):
+        with deadline(loop.time() + seconds, what, which):
             result, failure = await self._submit(call, seconds, what)
             pause = FIRST_LOOK
             while True:
@@ -115,8 +115,8 @@ class SageMakerAsyncProvider:
         path = f"/endpoints/{path_part(self._endpoint or call.model or '')}/async-invocations"
         response = await self._service.post(path, None, headers, what, expected=202)
         try:
-            result = parse_place(response.headers.get("X-Amzn-SageMaker-OutputLocation"))
-            failure = parse_place(response.headers.get("X-Amzn-SageMaker-FailureLocation"))
+            result = parse_place(response.headers.get("x-amzn-sagemaker-outputlocation"))
+            failure = parse_place(response.headers.get("x-amzn-sagemaker-failurelocation"))
         finally:
             response.release()
         if result is None:

@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
-import aiohttp
-
-from bundlectl.inference.http import deadline, failures
+from bundlectl.inference.connection import Response
+from bundlectl.inference.http import deadline
 from bundlectl.inference.provider import Delta, ModelCall, ModelReply, ProviderError
 
 AFTER_THE_END = 0.05
@@ -39,8 +38,8 @@ class Gathered(Protocol[Taken]):
 async def stream_reply(
     call: ModelCall,
     what: str,
-    begin: Callable[[], Awaitable[aiohttp.ClientResponse]],
-    read: Callable[[aiohttp.ClientResponse], AsyncGenerator[Event, None]],
+    begin: Callable[[], Awaitable[Response]],
+    read: Callable[[Response], AsyncGenerator[Event, None]],
     gathered: Gathered[Event],
 ) -> AsyncGenerator[Delta, None]:
     """Make one attempt, giving text as it comes; the last delta carries the whole reply.
@@ -58,14 +57,13 @@ async def stream_reply(
     next_by = end
     if call.first_token is not None and call.first_token < call.total:
         next_by, which = began + call.first_token, "first token"
-    async with deadline(next_by, what, which):
+    with deadline(next_by, what, which):
         response = await begin()
     try:
         async with aclosing(read(response)) as events:
             while not gathered.ended:
-                async with deadline(next_by, what, which):
-                    with failures(what):
-                        event = await anext(events, None)
+                with deadline(next_by, what, which):
+                    event = await anext(events, None)
                 if event is None:
                     raise broken(what)
                 text = gathered.take(event)
@@ -79,7 +77,7 @@ async def stream_reply(
                         soon = now + call.between_tokens
                         if soon < end:
                             next_by, which = soon, "next token"
-            await _read_out(events, what)
+            await _read_out(events)
         yield Delta("", gathered.reply())
     finally:
         response.release()
@@ -99,12 +97,11 @@ def broken(what: str) -> ProviderError:
     return ProviderError("broken_stream", f"{what}: the stream ended without its end marker.")
 
 
-async def _read_out(events: AsyncGenerator[Event, None], what: str) -> None:
+async def _read_out(events: AsyncGenerator[Event, None]) -> None:
     """Read what follows the end marker, briefly; the reply is whole, so nothing in it is a failure."""
     try:
         async with asyncio.timeout(AFTER_THE_END):
-            with failures(what):
-                async for _ in events:
-                    pass
+            async for _ in events:
+                pass
     except (TimeoutError, ProviderError):
         return

@@ -37,8 +37,7 @@ from bundlectl.stages.output import CompiledOutput
 from bundlectl.stages.prompt import CompiledPrompt
 
 if TYPE_CHECKING:
-    import aiohttp
-
+    from bundlectl.inference.client import HttpClient
     from bundlectl.inference.embeddings import Embedder
     from bundlectl.inference.presidio import PresidioProcesses
     from bundlectl.retrieval.search import SearchResult
@@ -79,14 +78,14 @@ class LiveIndex(Protocol):
 class World:
     """What assembling needs from outside of the bundle.
 
-    ``open_index`` gets the app, the use's settings, the index's bound address and the bundle's embedder. ``session``
+    ``open_index`` gets the app, the use's settings, the index's bound address and the bundle's embedder. ``http``
     is needed for models behind HTTP only. ``input_key`` keys the digests of inputs; by default it lasts as long
     as the process, so that digests of different processes cannot be compared.
     """
 
     open_index: Callable[[str, Retrieval, str | None, Embedder | None], Awaitable[LiveIndex]] | None = None
     make_embedder: Callable[[Embedding], Embedder] | None = None
-    session: aiohttp.ClientSession | None = None
+    http: HttpClient | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     input_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     make_provider: Callable[[str, Model, ModelBinding, World], Provider] | None = None
@@ -229,7 +228,7 @@ def _identities(bound: Identities, world: World) -> KnownIdentities:
     from bundlectl.router.key_sets import KeySets
     from bundlectl.router.tokens import Tokens
 
-    return KnownIdentities(bound.api_keys, Tokens(bound.oidc, world.key_sets or KeySets(world.session)))
+    return KnownIdentities(bound.api_keys, Tokens(bound.oidc, world.key_sets or KeySets(world.http)))
 
 
 def _check_bindings(parts: Components, bindings: Bindings) -> None:
@@ -301,12 +300,12 @@ def _inspectors(profile: str, guard: Guard, bindings: Bindings, world: World) ->
 
         name = guard.bedrock.guard
         bound = bindings.guards.get(name)
-        if bound is None or world.session is None:
+        if bound is None or world.http is None:
             raise UsageError(
                 f"Profile {profile} applies the guardrail {name}, which is not bound in this environment.",
                 fix=f'Bind it in the environment\'s file: guards: {{{name}: {{id: abc123, version: "3"}}}}',
             )
-        inspectors.append(open_inspector(bound, seconds(guard.bedrock.timeout), world.session, world.environ))
+        inspectors.append(open_inspector(bound, seconds(guard.bedrock.timeout), world.http, world.environ))
     return tuple(inspectors)
 
 
@@ -386,20 +385,20 @@ def make_provider(
             fix=f"Correct models.{name} in the environment's file, e.g. its base_url: https://vllm.internal/v1; "
             f"or list {name} in disabled_models.",
         )
-    if world.session is None:
-        raise UsageError(f"Model {name} is reached over HTTP, and no HTTP session was opened for it.")
+    if world.http is None:
+        raise UsageError(f"Model {name} is reached over HTTP, and no HTTP client was opened for it.")
     credential = resolve_credential(binding.credential, world.environ) if binding.credential else None
     if model.provider == "openai":
         from bundlectl.inference.openai import OpenAIProvider
 
-        return OpenAIProvider(world.session, binding.base_url or "", credential)
+        return OpenAIProvider(world.http, binding.base_url or "", credential)
     if model.provider == "bedrock":
         from bundlectl.inference.bedrock import open_bedrock
 
-        return open_bedrock(name, model, binding, guards, world.session, world.environ, credential, in_jobs=in_jobs)
+        return open_bedrock(name, model, binding, guards, world.http, world.environ, credential, in_jobs=in_jobs)
     from bundlectl.inference.sagemaker import open_sagemaker
 
-    return open_sagemaker(name, binding, world.session, world.environ)
+    return open_sagemaker(name, binding, world.http, world.environ)
 
 
 async def _open_indexes(parts: Components, bindings: Bindings, world: World) -> dict[str, LiveIndex]:

@@ -53,7 +53,7 @@ async def _retrieve(run: Run, retrieval: Retrieval, searched: LiveIndex) -> None
     allowed = Filter(tenant=request.tenant_id, scopes=frozenset(request.data_scope), role=request.user_role)
     index = searched.current()
     try:
-        async with Deadline(asyncio.get_running_loop().time() + SEARCH_SECONDS):
+        with Deadline(asyncio.get_running_loop().time() + SEARCH_SECONDS):
             found = await index.searcher.search(run.question, allowed, retrieval)
     except TimeoutError as error:
         raise SearchTooSlow(

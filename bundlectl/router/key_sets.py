@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 import jwt
 from pydantic_core import from_json
 
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.http import read_capped
+from bundlectl.inference.provider import ProviderError
 from bundlectl.model.bindings import is_secure
 
 MAX_KEY_SET: Final = 256 * 1024
@@ -94,15 +95,13 @@ def _algorithms(listed: Mapping[str, Any]) -> frozenset[str]:
 class KeySource:
     """One issuer's keys. ``changes`` counts how often they became other ones. Used on one event loop."""
 
-    def __init__(
-        self, issuer: str, jwks: str | None, session: aiohttp.ClientSession | None, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, issuer: str, jwks: str | None, http: HttpClient | None, warn: Callable[[str], None]) -> None:
         self.keys: tuple[PublicKey, ...] = ()
         self.changes = 0
         self.failed = False
         self._issuer = issuer
         self._jwks = jwks
-        self._session = session
+        self._http = http
         self._warn = warn
         self._raw = b""
         self._fetched: float | None = None
@@ -170,15 +169,18 @@ class KeySource:
         return await self._get(where)
 
     async def _get(self, url: str) -> bytes:
-        if self._session is None:
-            raise KeysUnavailable("no HTTP session was opened for it")
+        if self._http is None:
+            raise KeysUnavailable("no HTTP client was opened for it")
         try:
-            async with self._session.get(url, allow_redirects=False) as response:
+            response = await self._http.get(url, f"the token issuer {self._issuer}")
+            try:
                 if response.status != 200:
                     raise KeysUnavailable(f"HTTP {response.status}")
                 data = await read_capped(response, MAX_KEY_SET)
-        except (aiohttp.ClientError, OSError) as error:
-            raise KeysUnavailable(type(error).__name__) from error
+            finally:
+                response.release()
+        except ProviderError as error:
+            raise KeysUnavailable(error.why or error.what) from error
         if data is None:
             raise KeysUnavailable(f"the reply is larger than {MAX_KEY_SET} bytes")
         return data
@@ -212,10 +214,8 @@ def _jwks_uri(document: bytes, issuer: str) -> str:
 class KeySets:
     """The key sources of a process, by issuer and address."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession | None = None, warn: Callable[[str], None] = lambda _: None
-    ) -> None:
-        self._session = session
+    def __init__(self, http: HttpClient | None = None, warn: Callable[[str], None] = lambda _: None) -> None:
+        self._http = http
         self._warn = warn
         self._sources: dict[tuple[str, str | None], KeySource] = {}
 
@@ -223,7 +223,7 @@ class KeySets:
         """Give an issuer's source: the same one for every release."""
         found = self._sources.get((issuer, jwks))
         if found is None:
-            found = self._sources[issuer, jwks] = KeySource(issuer, jwks, self._session, self._warn)
+            found = self._sources[issuer, jwks] = KeySource(issuer, jwks, self._http, self._warn)
         return found
 
     async def close(self) -> None:

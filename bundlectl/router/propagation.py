@@ -7,14 +7,18 @@ Only where an SDK is set up; else neither is made. By default only W3C's trace c
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from types import SimpleNamespace
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
-import aiohttp
 from opentelemetry import context, propagate, trace
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from bundlectl.inference.client import Observed, Observer
+from bundlectl.inference.provider import ProviderError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -51,50 +55,51 @@ class Traced:
             context.detach(token)
 
 
-def http_spans(tracer: trace.Tracer, headers: TextMapPropagator) -> aiohttp.TraceConfig:
-    """Give what makes each call of a session, within a trace, a span of HTTP's conventions, and names it in the call.
+def http_spans(tracer: trace.Tracer, headers: TextMapPropagator) -> Observer:
+    """Give what makes each call of a client, within a trace, a span of HTTP's conventions, and names it in the call.
 
     https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client-span: one span for each attempt, from
     before its first byte until the reply's headers are there. What no span of ours asks for, such as an issuer's keys,
     is left alone.
     """
-    config = aiohttp.TraceConfig()
 
-    async def start(_: aiohttp.ClientSession, call: SimpleNamespace, given: aiohttp.TraceRequestStartParams) -> None:
-        call.span = None
+    @contextmanager
+    def observe(method: str, url: str) -> Iterator[Observed]:
         asking = trace.get_current_span().get_span_context()
         if not asking.is_valid or asking.is_remote:
+            yield _Call({}, None)
             return
-        url = given.url.with_user(None).with_query(None).with_fragment(None)
-        call.span = tracer.start_span(
-            given.method,
-            kind=trace.SpanKind.CLIENT,
-            attributes={
-                "http.request.method": given.method,
-                "server.address": url.host or "",
-                "server.port": url.port or 0,
-                "url.full": str(url),
-            },
-        )
-        headers.inject(given.headers, trace.set_span_in_context(call.span))
+        parts = urlsplit(url)
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "server.address": parts.hostname or "",
+            "server.port": parts.port or (443 if parts.scheme == "https" else 80),
+            "url.full": urlunsplit(parts._replace(query="", fragment="")),
+        }
+        span = tracer.start_span(method, kind=trace.SpanKind.CLIENT, attributes=attributes)
+        sent: dict[str, str] = {}
+        headers.inject(sent, trace.set_span_in_context(span))
+        try:
+            yield _Call(sent, span)
+        except BaseException as error:
+            _failed(span, error.kind if isinstance(error, ProviderError) else type(error).__name__)
+            raise
+        finally:
+            span.end()
 
-    async def end(_: aiohttp.ClientSession, call: SimpleNamespace, given: aiohttp.TraceRequestEndParams) -> None:
-        if call.span is not None:
-            status = given.response.status
-            call.span.set_attribute("http.response.status_code", status)
+    return observe
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    headers: Mapping[str, str]
+    span: trace.Span | None
+
+    def answered(self, status: int) -> None:
+        if self.span is not None:
+            self.span.set_attribute("http.response.status_code", status)
             if status >= 400:
-                _failed(call.span, str(status))
-            call.span.end()
-
-    async def fail(_: aiohttp.ClientSession, call: SimpleNamespace, given: aiohttp.TraceRequestExceptionParams) -> None:
-        if call.span is not None:
-            _failed(call.span, type(given.exception).__name__)
-            call.span.end()
-
-    config.on_request_start.append(start)
-    config.on_request_end.append(end)
-    config.on_request_exception.append(fail)
-    return config
+                _failed(self.span, str(status))
 
 
 def _failed(span: trace.Span, kind: str) -> None:

@@ -389,7 +389,7 @@ async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: flo
     parts: list[bytes] = []
     size = 0
     try:
-        async with Deadline(asyncio.get_running_loop().time() + limit):
+        with Deadline(asyncio.get_running_loop().time() + limit):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":

@@ -23,7 +23,7 @@ import aiohttp
 import uvicorn
 
 from bundlectl.actions.listening import bind, configured, run
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.model.bindings import Bindings
 from bundlectl.receipts.writer import ReceiptLog
 from bundlectl.router.assemble import Compiled, World, assemble
@@ -63,7 +63,11 @@ async def _pieces(response: aiohttp.ClientResponse, send: Any) -> None:
 
 
 async def _passing(url: str, stack: AsyncExitStack, reply: Callable[[Any, Any], Awaitable[None]]) -> Any:
-    session = await stack.enter_async_context(open_session())
+    session = await stack.enter_async_context(
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=2048), cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=2**16
+        )
+    )
     target = f"{url}/chat/completions"
     headers = {"content-type": "application/json"}
 
@@ -123,7 +127,7 @@ def _named(url: str, serial: int) -> str:
 
 
 async def _world(stack: AsyncExitStack) -> World:
-    return World(session=await stack.enter_async_context(open_session()), open_index=no_index)
+    return World(http=await stack.enter_async_context(HttpClient()), open_index=no_index)
 
 
 async def _compiled(url: str, world: World, serial: int) -> Compiled:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from bundlectl.actions.listening import run
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.model.bindings import Bindings
 from bundlectl.receipts.writer import ReceiptLog
 from bundlectl.router.assemble import World, assemble
@@ -27,8 +27,8 @@ async def main(url: str, seconds: float, concurrency: int) -> None:
     address = {"base_url": url}
     bindings = Bindings.model_validate({"models": {"small": address, "own": address}})
     with tempfile.TemporaryDirectory() as folder:
-        async with open_session() as session:
-            world = World(session=session, open_index=no_index)
+        async with HttpClient() as session:
+            world = World(http=session, open_index=no_index)
             compiled = await assemble(bundle_of(whole_replies()), bindings, HELD, world)
             with ReceiptLog(Path(folder), capacity=1_000_000) as log:
                 router = Router(lambda: compiled, log)

@@ -24,7 +24,7 @@ from bundlectl.evaluation.scorers.judged import JudgedScorer
 from bundlectl.evaluation.scorers.score import AnyScorer, Sample, Weighed, weigh_case
 from bundlectl.evaluation.scorers.table import KINDS, make_scorer
 from bundlectl.evaluation.suite import read_suite
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.openai import OpenAIProvider
 from bundlectl.inference.prices import PRICE_BOOK
 from bundlectl.inference.provider import Passage
@@ -227,7 +227,7 @@ def ragas(metric: str, text: str | None, passages: tuple[Passage, ...] = PASSAGE
     async def score() -> Weighed:
         async with fake_models() as fake:
             fake.reply = reply or judge()
-            session = open_session()
+            session = HttpClient()
             try:
                 settings = Settings(provider="openai", model="judge", retries=0, timeout="2m")
                 provider = OpenAIProvider(session, fake.base_url, None)

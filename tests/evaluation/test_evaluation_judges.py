@@ -23,7 +23,7 @@ from bundlectl.evaluation.scorers.score import AnyScorer, Sample, Weighed, measu
 from bundlectl.evaluation.scorers.table import make_scorer
 from bundlectl.evaluation.suite import read_suite
 from bundlectl.inference.bedrock import open_bedrock
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.openai import OpenAIProvider
 from bundlectl.inference.prices import PRICE_BOOK, PriceBook, read_price_book
 from bundlectl.inference.provider import ModelCall, ModelReply, Passage
@@ -52,7 +52,7 @@ def prices(tmp_path_factory: pytest.TempPathFactory) -> PriceBook:
 
 @asynccontextmanager
 async def opened(fake: FakeModels, prices: PriceBook, **settings: Any) -> AsyncIterator[Judge]:
-    session = open_session()
+    session = HttpClient()
     try:
         binding = ModelBinding(base_url=fake.base_url)
         made = Settings.model_validate({"provider": "openai", "model": "judge", "retries": 1, **settings})
@@ -147,7 +147,7 @@ async def test_an_answer_without_a_text_is_not_shown_to_a_judge(prices: PriceBoo
 
 async def test_a_judge_on_bedrock(prices: PriceBook) -> None:
     model = Model(provider="bedrock", model="amazon.nova-pro-v1:0", parameters={"temperature": 0})
-    session = open_session()
+    session = HttpClient()
     async with fake_bedrock() as fake:
         try:
             binding = ModelBinding(region="us-east-1", base_url=fake.url)

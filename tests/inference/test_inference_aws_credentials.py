@@ -19,7 +19,7 @@ import pytest
 
 from bundlectl.inference.aws_session import AwsCredentials, AwsSession, aws_session
 from bundlectl.inference.bedrock import BedrockProvider, open_bedrock
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.provider import ModelCall, ProviderError
 from bundlectl.model.bindings import ModelBinding
 from bundlectl.model.components import Model
@@ -54,7 +54,7 @@ async def fake(monkeypatch: pytest.MonkeyPatch, tokens: FakeTokens) -> AsyncIter
 
 @pytest.fixture
 async def http(tokens: FakeTokens) -> AsyncIterator[Any]:
-    session = open_session()
+    session = HttpClient()
     yield session
     await session.close()
 
@@ -217,7 +217,7 @@ async def test_nobody_waits_while_the_old_ones_last() -> None:
 
 
 async def test_models_of_one_http_session_share_their_aws_session() -> None:
-    one, two = open_session(), open_session()
+    one, two = HttpClient(), HttpClient()
     assert aws_session(one) is aws_session(one)
     assert isinstance(aws_session(two), AwsSession) and aws_session(two) is not aws_session(one)
     await one.close()

@@ -14,7 +14,8 @@ import pytest
 
 from bundlectl.inference.aws import AwsService
 from bundlectl.inference.bedrock import BedrockProvider
-from bundlectl.inference.http import MAX_REPLY, open_session
+from bundlectl.inference.client import HttpClient
+from bundlectl.inference.http import MAX_REPLY
 from bundlectl.inference.provider import ErrorKind, ModelCall, Provider, ProviderError
 from bundlectl.inference.sagemaker import SageMakerProvider
 from tests.support.fake_bedrock import (
@@ -133,8 +134,8 @@ async def fake() -> AsyncIterator[FakeBedrock]:
 
 @pytest.fixture
 async def providers(fake: FakeBedrock) -> AsyncIterator[dict[str, Provider]]:
-    http = open_session()
-    service = AwsService(http, fake.url, signing_name="unsigned", region="us-east-1", credentials=None, bearer=API_KEY)
+    http = HttpClient()
+    service = AwsService(http, fake.url, signing_name="unsigned", region="us-east-1", credentials=None, api_key=API_KEY)
     yield {"bedrock": BedrockProvider(service), "sagemaker": SageMakerProvider(service)}
     await http.close()
 
@@ -239,9 +240,9 @@ async def test_frames_may_arrive_in_any_pieces(providers: dict[str, Provider], f
 
 
 async def test_nobody_listens(fake: FakeBedrock) -> None:
-    http = open_session()
+    http = HttpClient()
     service = AwsService(
-        http, "http://127.0.0.1:9", signing_name="bedrock", region="us-east-1", credentials=None, bearer=API_KEY
+        http, "http://127.0.0.1:9", signing_name="bedrock", region="us-east-1", credentials=None, api_key=API_KEY
     )
     for provider in (BedrockProvider(service), SageMakerProvider(service)):
         with pytest.raises(ProviderError) as caught:

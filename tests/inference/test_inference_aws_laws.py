@@ -6,7 +6,6 @@ import itertools
 import json
 from typing import Any, cast
 
-import aiohttp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from bundlectl.inference.aws import event_of, read_frames
 from bundlectl.inference.bedrock_settings import ConverseParameters
 from bundlectl.inference.chat import ServerSentEvents
+from bundlectl.inference.connection import Response
 from bundlectl.inference.converse import Conversation, ConverseStream
 from bundlectl.inference.provider import ModelCall, ModelReply, ProviderError
 from tests.support.fake_bedrock import Answer, converse_events, converse_value, event
@@ -27,18 +27,17 @@ class Body:
 
     def __init__(self, data: bytes, cuts: list[int]) -> None:
         places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-        self.parts = [data[a:b] for a, b in itertools.pairwise(places)]
-        self.content = self
+        self.pieces = [data[a:b] for a, b in itertools.pairwise(places)]
 
-    async def iter_any(self) -> Any:
-        for part in self.parts:
+    async def parts(self) -> Any:
+        for part in self.pieces:
             yield part
 
 
 async def read(data: bytes, cuts: list[int]) -> ModelReply | None:
     """Give the reply of a stream; None when it ended early."""
     gathered = ConverseStream(TALK)
-    async for frame in read_frames(cast(aiohttp.ClientResponse, Body(data, cuts)), "model m"):
+    async for frame in read_frames(cast(Response, Body(data, cuts)), "model m"):
         gathered.take(event_of(frame, "model m"))
     return gathered.reply() if gathered.ended else None
 
@@ -123,5 +122,5 @@ async def test_any_payload_of_any_event(kind: str, value: Any) -> None:
 def test_the_pieces_of_server_sent_events_do_not_matter(texts: list[str], cuts: list[int], end: str) -> None:
     data = "".join(f": comment{end}event: x{end}data: {text}{end}{end}" for text in texts).encode()
     events = ServerSentEvents("model m")
-    found = [one for part in Body(data, cuts).parts for one in events.feed(part)]
+    found = [one for part in Body(data, cuts).pieces for one in events.feed(part)]
     assert found == [text.encode() for text in texts]

@@ -14,7 +14,7 @@ from botocore.config import Config
 
 from bundlectl.inference.aws import AwsService
 from bundlectl.inference.bedrock import BedrockProvider, open_bedrock
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.provider import ModelCall, ProviderError
 from bundlectl.model.bindings import ModelBinding
 from bundlectl.model.components import Model
@@ -40,7 +40,7 @@ async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeBedrock]:
 
 class Opener:
     def __init__(self) -> None:
-        self.http = open_session()
+        self.http = HttpClient()
 
     def __call__(
         self, parameters: dict[str, Any] | None = None, guards: Any = None, key: str | None = None, **binding: Any
@@ -53,10 +53,10 @@ class Opener:
 @pytest.fixture
 async def direct(fake: FakeBedrock) -> AsyncIterator[Callable[..., BedrockProvider]]:
     """Providers without botocore's search for address and credentials."""
-    http = open_session()
+    http = HttpClient()
 
     def make(region: str = "us-east-1", inference_profile: str | None = None) -> BedrockProvider:
-        service = AwsService(http, fake.url, signing_name="", region=region, credentials=None, bearer=API_KEY)
+        service = AwsService(http, fake.url, signing_name="", region=region, credentials=None, api_key=API_KEY)
         return BedrockProvider(service, profile=inference_profile)
 
     yield make

@@ -15,8 +15,8 @@ import pytest
 
 from bundlectl.inference.bedrock import open_bedrock
 from bundlectl.inference.bedrock_jobs import BedrockJobs, Pace
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.fitting import provider_misfits
-from bundlectl.inference.http import open_session
 from bundlectl.inference.provider import ModelCall, ProviderError
 from bundlectl.model.bindings import ModelBinding
 from bundlectl.model.components import Model, Route, Rule, When
@@ -47,7 +47,7 @@ class Place:
 
     @contextlib.asynccontextmanager
     async def provider(self, pace: Pace = QUICK) -> AsyncIterator[BedrockJobs]:
-        async with open_session() as http:
+        async with HttpClient() as http:
             bound = ModelBinding(region="us-east-1", batch_s3=f"s3://{self.bucket}/night", batch_role=ROLE)
             model = Model(provider="bedrock", model=MODEL)
             made = open_bedrock("small", model, bound, {}, http, {}, None, in_jobs=True)
@@ -203,7 +203,7 @@ def test_bindings_that_do_not_fit() -> None:
 
 
 async def test_a_place_that_is_none_is_told(place: Place) -> None:
-    async with open_session() as http:
+    async with HttpClient() as http:
         bound = ModelBinding(region="us-east-1", batch_s3="s3://UPPER/x", batch_role=ROLE)
         with pytest.raises(UsageError, match="batch_s3"):
             open_bedrock("small", Model(provider="bedrock", model=MODEL), bound, {}, http, {}, None, in_jobs=True)

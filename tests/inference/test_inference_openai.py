@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bundlectl.inference.http import MAX_REPLY, open_session
+from bundlectl.inference.client import HttpClient
+from bundlectl.inference.http import MAX_REPLY
 from bundlectl.inference.openai import OpenAIProvider
 from bundlectl.inference.provider import ModelCall, ProviderError
 from tests.support.fake_models import Cut, Fail, FakeModels, Raw, Refuse, Say, Stall, Step, fake_models, throttle
@@ -24,7 +25,7 @@ async def fake() -> AsyncIterator[FakeModels]:
 
 @pytest.fixture
 async def provider(fake: FakeModels) -> AsyncIterator[OpenAIProvider]:
-    session = open_session()
+    session = HttpClient()
     yield OpenAIProvider(session, fake.base_url + "/", "sk-secret")
     await session.close()
 
@@ -240,7 +241,7 @@ async def test_a_prompt_of_megabytes_is_sent(provider: OpenAIProvider, fake: Fak
 
 
 async def test_nobody_listens(fake: FakeModels) -> None:
-    session = open_session()
+    session = HttpClient()
     provider = OpenAIProvider(session, "http://127.0.0.1:9/v1", None)
     with pytest.raises(ProviderError) as caught:
         await provider.generate(call())

@@ -117,12 +117,12 @@ def test_a_credential_that_is_not_set() -> None:
 
 
 def test_retry_after_in_both_forms() -> None:
-    assert retry_after({"Retry-After": "3"}) == 3
-    assert retry_after({"Retry-After": "-3"}) == 0
-    assert retry_after({"Retry-After": "nonsense"}) is None
-    assert retry_after({"Retry-After": "nan"}) is None
-    assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 +2999999999999"}) is None
+    assert retry_after({"retry-after": "3"}) == 3
+    assert retry_after({"retry-after": "-3"}) == 0
+    assert retry_after({"retry-after": "nonsense"}) is None
+    assert retry_after({"retry-after": "nan"}) is None
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 +2999999999999"}) is None
     assert retry_after({}) is None
-    later = retry_after({"Retry-After": formatdate(time() + 30, usegmt=True)})
+    later = retry_after({"retry-after": formatdate(time() + 30, usegmt=True)})
     assert later is not None and 25 < later <= 31
-    assert retry_after({"Retry-After": "1e9"}) == 3600
+    assert retry_after({"retry-after": "1e9"}) == 3600

@@ -10,7 +10,7 @@ from typing import Any
 import boto3
 import pytest
 
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.provider import ModelCall
 from bundlectl.inference.sagemaker import SageMakerProvider, open_sagemaker
 from bundlectl.model.bindings import ModelBinding
@@ -35,7 +35,7 @@ async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeBedrock]:
 
 @pytest.fixture
 async def http() -> AsyncIterator[Any]:
-    session = open_session()
+    session = HttpClient()
     yield session
     await session.close()
 

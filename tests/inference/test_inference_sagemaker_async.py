@@ -13,7 +13,8 @@ import boto3
 import pytest
 
 from bundlectl.inference.aws import AwsService
-from bundlectl.inference.http import MAX_REPLY, open_session
+from bundlectl.inference.client import HttpClient
+from bundlectl.inference.http import MAX_REPLY
 from bundlectl.inference.provider import ModelCall, Provider, ProviderError
 from bundlectl.inference.sagemaker import open_sagemaker
 from bundlectl.inference.sagemaker_async import S3Place, SageMakerAsyncProvider
@@ -92,8 +93,8 @@ async def endpoint(fake: FakeBedrock, held: tuple[Any, str]) -> AsyncIterator[En
 
 @pytest.fixture
 async def provider(endpoint: Endpoint, fake: FakeBedrock) -> AsyncIterator[Provider]:
-    http = open_session()
-    service = AwsService(http, fake.url, signing_name="sagemaker", region=REGION, credentials=None, bearer=API_KEY)
+    http = HttpClient()
+    service = AwsService(http, fake.url, signing_name="sagemaker", region=REGION, credentials=None, api_key=API_KEY)
     yield SageMakerAsyncProvider(service, endpoint.s3, S3Place(endpoint.bucket, "in/"))
     await http.close()
 
@@ -124,7 +125,7 @@ async def test_a_reply_that_comes_later(provider: Provider, endpoint: Endpoint) 
 
 
 async def test_the_request_is_the_one_that_boto3_sends(endpoint: Endpoint, fake: FakeBedrock) -> None:
-    http = open_session()
+    http = HttpClient()
     binding = ModelBinding(async_input=f"s3://{endpoint.bucket}/in", endpoint="night-llm")
     opened: Any = await asyncio.to_thread(open_sagemaker, "night", binding, http, {})
     await opened.generate(call(total=120.0))
@@ -212,7 +213,7 @@ async def test_the_bucket_is_not_there(provider: SageMakerAsyncProvider, fake: F
     ],
 )
 async def test_what_does_not_fit_is_refused(fake: FakeBedrock, binding: dict[str, str]) -> None:
-    http = open_session()
+    http = HttpClient()
     with pytest.raises(UsageError):
         open_sagemaker("night", ModelBinding(**binding), http, {})
     await http.close()

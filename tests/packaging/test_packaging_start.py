@@ -16,13 +16,13 @@ from bundlectl.cli.program import program
 from tests.support.world import World
 
 HEAVY = {
-    "aiohttp",
     "boto3",
     "botocore",
     "cedarpy",
     "cryptography",
     "duckdb",
     "git",
+    "httptools",
     "jsonschema",
     "jsonschema_rs",
     "lancedb",

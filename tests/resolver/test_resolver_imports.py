@@ -39,11 +39,11 @@ FORBIDDEN = (
 HEAVY = (
     "boto3",
     "botocore",
+    "httptools",
     "lancedb",
     "ragas",
     "starlette",
     "typer",
-    "aiohttp",
     "opentelemetry",
     "cedarpy",
     "yaml",

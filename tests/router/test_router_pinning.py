@@ -13,7 +13,7 @@ import aiohttp
 import openai
 import pytest
 
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle
 from bundlectl.model.components import Model
@@ -98,9 +98,9 @@ def _events(text: str) -> list[tuple[str, Any]]:
 @contextlib.asynccontextmanager
 async def _live(*texts: str) -> AsyncIterator[tuple[Live, list[Bundle]]]:
     world, receipts = World(), Receipts()
-    async with fake_models() as fake, open_session() as session:
+    async with fake_models() as fake, HttpClient() as http:
         fake.default = Say("Because.")
-        outside = assembling.World(session=session, input_key=b"k" * 32, keeps_answers=True)
+        outside = assembling.World(http=http, input_key=b"k" * 32, keeps_answers=True)
 
         async def prepare(verified: VerifiedBundle) -> Compiled:
             return await assembling.assemble(verified.bundle, verified.bindings, verified.ref, outside)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from bundlectl.inference.client import HttpClient
 from bundlectl.model.components import Embedding
 from bundlectl.retrieval.index import open_index
 from bundlectl.router import telemetry
@@ -65,8 +65,8 @@ def id_of(span: Any) -> str:
 
 
 async def test_callers_traces_and_calls_of_models(sdk: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = aiohttp.ClientSession(trace_configs=[http_spans(sdk.tracer, sdk.headers)])
-    monkeypatch.setattr("tests.support.answering.open_session", lambda: session)
+    http = HttpClient(observe=http_spans(sdk.tracer, sdk.headers))
+    monkeypatch.setattr("tests.support.answering.HttpClient", lambda: http)
     async with fake_models() as fake, setting(fake.base_url) as s:
         router = Router(lambda: s.compiled, s.receipts, lambda: NOW)
         app: Any = Traced(Server([Served("support", "prod", lambda: s.compiled, router)]), sdk.headers)
@@ -102,8 +102,8 @@ async def test_callers_traces_and_calls_of_models(sdk: Sdk, monkeypatch: pytest.
 
 
 async def test_a_call_that_fails_names_what_failed(sdk: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = aiohttp.ClientSession(trace_configs=[http_spans(sdk.tracer, sdk.headers)])
-    monkeypatch.setattr("tests.support.answering.open_session", lambda: session)
+    http = HttpClient(observe=http_spans(sdk.tracer, sdk.headers))
+    monkeypatch.setattr("tests.support.answering.HttpClient", lambda: http)
     async with fake_models() as fake, setting(fake.base_url) as s:
         router = Router(lambda: s.compiled, s.receipts, lambda: NOW)
         fake.default = Cut()
@@ -117,8 +117,8 @@ async def test_a_call_that_fails_names_what_failed(sdk: Sdk, monkeypatch: pytest
         (last,) = found["chat plain"]
         assert last.attributes is not None and last.attributes["bundlectl.route"] == "last", "a fallback answered"
         assert "error.type" not in last.attributes
-        async with session.get(fake.base_url):
-            assert sdk.take() == {}, "what belongs to no request is no span"
+        (await http.get(fake.base_url, "keys")).release()
+        assert sdk.take() == {}, "what belongs to no request is no span"
 
 
 async def test_the_question_is_embedded_in_a_span_of_its_own(sdk: Sdk, tmp_path: Path) -> None:

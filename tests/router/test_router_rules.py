@@ -167,7 +167,7 @@ def test_a_receipt_holds_no_text_of_question_documents_or_answer(question: str, 
 def test_the_router_loads_nothing_heavy() -> None:
     program = (
         "import sys, bundlectl.router.router, bundlectl.router.assemble, bundlectl.router.identity;"
-        "print([m for m in ('aiohttp','lancedb','numpy','wordllama','starlette','boto3','opentelemetry.sdk')"
+        "print([m for m in ('httptools','lancedb','numpy','wordllama','starlette','boto3','opentelemetry.sdk')"
         " if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

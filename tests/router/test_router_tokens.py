@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pydantic import ValidationError
 
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.model.bindings import Caller, Identities, TokenIssuer
 from bundlectl.router import key_sets
 from bundlectl.router.identity import Identity, Stranger
@@ -99,7 +99,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("changes", "why"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
 async def test_tokens_that_are_not_believed(idp: FakeIdp, changes: dict[str, Any], why: str) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         tokens = tokens_of(idp, KeySets(session))
         found = await judged(tokens, idp.token(**changes))
         assert isinstance(found, Stranger) and why in found.why and not found.later
@@ -107,7 +107,7 @@ async def test_tokens_that_are_not_believed(idp: FakeIdp, changes: dict[str, Any
 
 
 async def test_forged_tokens(idp: FakeIdp) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         tokens = tokens_of(idp, KeySets(session))
         good = idp.token()
         header, payload, signature = good.split(".")
@@ -141,7 +141,7 @@ async def test_forged_tokens(idp: FakeIdp) -> None:
 
 
 async def test_rotation_and_revocation(idp: FakeIdp, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         tokens = tokens_of(idp, KeySets(session))
         old = idp.token()
         assert isinstance(await judged(tokens, old), Identity)
@@ -160,14 +160,14 @@ async def test_rotation_and_revocation(idp: FakeIdp, monkeypatch: pytest.MonkeyP
 
 
 async def test_keys_are_there_before_a_release_serves(idp: FakeIdp) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         tokens = tokens_of(idp, KeySets(session))
         await tokens.warm()
         assert tokens.look(idp.token()) is None and isinstance(tokens.judge(idp.token()), Identity)
 
 
 async def test_many_at_once_fetch_once(idp: FakeIdp) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         tokens = tokens_of(idp, KeySets(session))
         found = await asyncio.gather(*(judged(tokens, idp.token(jti=str(n))) for n in range(20)))
         assert all(isinstance(one, Identity) for one in found) and idp.asked["keys"] == 1
@@ -176,7 +176,7 @@ async def test_many_at_once_fetch_once(idp: FakeIdp) -> None:
 async def test_the_issuer_is_away(fake: FakeModels, idp: FakeIdp, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(key_sets, "FAILURE_PAUSE", 0.0)
-    async with open_session() as session:
+    async with HttpClient() as session:
         sets = KeySets(session, said.append)
         brief, patient = tokens_of(idp, sets, keys_ttl="0s", keys_max_age="0s"), tokens_of(idp, sets, keys_ttl="0s")
         idp.fail = 503
@@ -204,7 +204,7 @@ MANY = json.dumps({"keys": [{"kty": "RSA"}] * 101}).encode()
 
 @pytest.mark.parametrize("raw", [HUGE, MANY, b"[]", b"{", b'{"keys": {}}', b"\xff", b"[" * 200_000])
 async def test_key_sets_that_are_none(idp: FakeIdp, raw: bytes) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         idp.raw = raw
         found = await judged(tokens_of(idp, KeySets(session)), idp.token())
         assert isinstance(found, Stranger) and found.later
@@ -214,7 +214,7 @@ async def test_key_sets_that_are_none(idp: FakeIdp, raw: bytes) -> None:
     "named", [{"issuer": "https://other.example"}, {"jwks_uri": "http://10.0.0.1/keys"}, {"jwks_uri": 5}]
 )
 async def test_discovery_that_points_elsewhere(idp: FakeIdp, named: dict[str, Any]) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         idp.named = named
         found = await judged(tokens_of(idp, KeySets(session)), idp.token())
         assert isinstance(found, Stranger) and found.later and idp.asked["keys"] == 0
@@ -258,7 +258,7 @@ AWS = {"subject": "arn:aws:iam::111122223333:role/support-*", "tenants_claim": A
 
 async def test_service_accounts_and_aws_identities(idp: FakeIdp) -> None:
     """The forms of EKS service account tokens and of sts:GetWebIdentityToken."""
-    async with open_session() as session:
+    async with HttpClient() as session:
         tokens = tokens_of(idp, KeySets(session), callers=[EKS, AWS])
         pod: Any = {"namespace": "shop", "serviceaccount": {"name": "api", "uid": "1"}}
         found = await judged(
@@ -277,7 +277,7 @@ async def test_service_accounts_and_aws_identities(idp: FakeIdp) -> None:
 
 
 async def test_who_may_pin_is_said_in_the_bindings_and_in_no_token(idp: FakeIdp) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         callers = [{**EKS, "may_pin": True}, {**EKS, "subject": "*"}]
         tokens = tokens_of(idp, KeySets(session), callers=callers)
         for sub, may in (("system:serviceaccount:shop:api", True), ("somebody", False)):
@@ -288,14 +288,14 @@ async def test_who_may_pin_is_said_in_the_bindings_and_in_no_token(idp: FakeIdp)
 
 @pytest.mark.parametrize("claimed", [["*"], "*", [""], {"acme": 1}, 5, None, [["acme"]], ["a b"], "acme\n"])
 async def test_a_claim_never_means_any_tenant(idp: FakeIdp, claimed: Any) -> None:
-    async with open_session() as session:
+    async with HttpClient() as session:
         found = await judged(tokens_of(idp, KeySets(session)), idp.token(tenants=claimed))
         assert isinstance(found, Identity) and found.tenants == frozenset()
 
 
 async def test_the_memory_of_tokens_is_bounded(idp: FakeIdp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bundlectl.router.tokens.BELIEVED", 4)
-    async with open_session() as session:
+    async with HttpClient() as session:
         tokens = tokens_of(idp, KeySets(session))
         for n in range(9):
             assert isinstance(await judged(tokens, idp.token(jti=str(n))), Identity)

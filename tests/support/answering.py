@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bundlectl.inference.http import open_session
+from bundlectl.inference.client import HttpClient
 from bundlectl.inference.presidio import PresidioProcesses
 from bundlectl.model.bindings import Bindings
 from bundlectl.model.bundle import Bundle, component_document, make_bundle
@@ -236,7 +236,7 @@ async def setting(
     presidio: PresidioProcesses | None = None,
 ) -> Any:
     """Assemble the app against a model server; bindings are merged over its addresses."""
-    session = open_session()
+    session = HttpClient()
     bundle = bundle_of(values or parts())
     address = {"base_url": base_url}
     bound = Bindings.model_validate({"models": {"small": address, "own": address}, **(bindings or {})})
@@ -257,7 +257,7 @@ async def setting(
 
         return opened()
 
-    world = World(open_index=open_index, session=session, input_key=b"k" * 32, presidio=presidio, keeps_answers=True)
+    world = World(open_index=open_index, http=session, input_key=b"k" * 32, presidio=presidio, keeps_answers=True)
     async with session:
         compiled = await assemble(bundle, bound, ref, world)
         receipts = Receipts()
