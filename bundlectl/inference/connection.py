@@ -202,7 +202,9 @@ class Connection(asyncio.Protocol):
             self._fail(ProviderError("unavailable", f"{self._what} cannot be reached.", why=why))
 
     def _broken(self, why: str) -> None:
-        if self._headed:
+        if self._whole:
+            self._tell()
+        elif self._headed:
             self._fail(ProviderError("broken_stream", f"{self._what}: the reply is not HTTP.", why=why))
         else:
             self._fail(ProviderError("unavailable", f"{self._what} does not answer in HTTP.", why=why))
