@@ -26,12 +26,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -39,19 +38,26 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from bundlectl.inference.deadlines import Deadline
-from bundlectl.model.canonical import parse_json
 from bundlectl.model.contract import Pinned, Request
-from bundlectl.model.errors import BundlectlError, VerificationFailed
 from bundlectl.router.access_log import RECEIPT
 from bundlectl.router.cache import Caching, caching_of
 from bundlectl.router.chat import ChatApi, openapi_paths
 from bundlectl.router.contract import ContractError
-from bundlectl.router.direct import send_whole, whole_body
 from bundlectl.router.http_error import CHALLENGE, HttpError, http_error
 from bundlectl.router.identity import Identity, Stranger, presented_key
-from bundlectl.router.limits import whole_seconds
 from bundlectl.router.loopback import arrived_locally, named_locally, sent_by_a_page_elsewhere
+from bundlectl.router.messages import (
+    Receive,
+    Scope,
+    Send,
+    check_headers,
+    header_of,
+    problem,
+    read_body,
+    read_request,
+    send_body,
+    send_json,
+)
 from bundlectl.router.metrics import Metrics
 from bundlectl.router.openapi import openapi
 from bundlectl.router.pinning import HEADER, pinned_caller
@@ -62,18 +68,11 @@ from bundlectl.router.turns import Turns, in_a_row
 if TYPE_CHECKING:
     from bundlectl.router.batch.http import BatchApi
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-MAX_BODY: Final = 1024 * 1024
-MAX_HEADERS: Final = 32 * 1024
 BODY_SECONDS: Final = 10.0
 PATH: Final = "/v1/requests"
 _UNREAD: Final = (401, 405, 408, 413, 431, 503)
 _ALSO: Final = {401: (b"www-authenticate", b"Bearer"), 405: (b"allow", b"POST")}
 """What HTTP demands beside such a status."""
-_JSON: Final = (b"content-type", b"application/json")
 _STREAM: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
 
@@ -137,25 +136,25 @@ class Server:
             # What of a body was not read must not be taken for the next request, nor be waited for.
             close, later = error.status in _UNREAD, error.body.get("retry_after")
             also = _ALSO.get(error.status)
-            await _send(send, error.status, to_json(error.body), close=close, retry_after=later, also=also)
+            await send_body(send, error.status, to_json(error.body), close=close, retry_after=later, also=also)
 
     # ------------------------------------------------------------ POST /v1/requests
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        _check_headers(headers)
-        local = arrived_locally(scope) and named_locally(_header(headers, b"host"))
+        check_headers(headers)
+        local = arrived_locally(scope) and named_locally(header_of(headers, b"host"))
         for fetch in self._fetches(headers):
             await fetch
         known = self._known(headers, local=local)  # before anything of the body is held for a stranger
-        body = await _read(headers, receive, self._body_seconds)
+        body = await read_body(headers, receive, self._body_seconds)
         if body is None:
             return
-        request = _contract(body)
+        request = read_request(body)
         if any(one.served.loaded() is not one.compiled for one in known):
             # While the body came a release did, which may know the caller no longer.
             known = self._known(headers, local=local)
-        app, bundle, pinned = _header(headers, b"x-app"), _header(headers, HEADER), None
+        app, bundle, pinned = header_of(headers, b"x-app"), header_of(headers, HEADER), None
         one = _choose(request, known, app)
         if bundle is not None:
 
@@ -168,13 +167,13 @@ class Server:
             await turns.wait(interactive=request.latency_class == "interactive")
         began = time.perf_counter()
         try:
-            if b"text/event-stream" in (_header(headers, b"accept") or b""):
+            if b"text/event-stream" in (header_of(headers, b"accept") or b""):
                 await self._stream(one, request, pinned, scope, receive, send)
                 return
             caching = _caching(one, headers)
             outcome = await one.served.router.handle(request, one.identity, one.compiled, caching, pinned)
         except ContractError as error:
-            raise HttpError(422, _error(error)) from error
+            raise HttpError(422, problem(error)) from error
         finally:
             turns.end(time.perf_counter() - began)
         if turns.active:
@@ -182,11 +181,11 @@ class Server:
         scope[RECEIPT] = outcome.receipt.id
         self._metrics.responses[outcome.status] += 1
         if outcome.answer is None:
-            await _send_json(send, outcome.status, error_body(outcome))
+            await send_json(send, outcome.status, error_body(outcome))
         else:
             answer = outcome.answer
             body = answer.__pydantic_serializer__.to_json(answer, exclude_none=True)
-            await _send(send, outcome.status, body, retry_after=outcome.retry_after)
+            await send_body(send, outcome.status, body, retry_after=outcome.retry_after)
 
     async def _stream(
         self, one: Caller, request: Request, pinned: Pinned | None, scope: Scope, receive: Receive, send: Send
@@ -213,7 +212,7 @@ class Server:
                 scope[RECEIPT] = event.outcome.receipt.id if event.outcome is not None else scope.get(RECEIPT)
                 if not started and event.outcome is not None:
                     self._metrics.responses[event.outcome.status] += 1
-                    await _send_json(send, event.outcome.status, event.data, retry_after=event.outcome.retry_after)
+                    await send_json(send, event.outcome.status, event.data, retry_after=event.outcome.retry_after)
                     return
                 if not started:
                     started = True
@@ -245,7 +244,7 @@ class Server:
         found: list[Caller] = []
         strangers: list[Stranger] = []
         for one, compiled in loaded:
-            if compiled.identities or (local and not sent_by_a_page_elsewhere(_header(headers, b"origin"))):
+            if compiled.identities or (local and not sent_by_a_page_elsewhere(header_of(headers, b"origin"))):
                 identity = compiled.identities.of(presented_key(headers))
                 if isinstance(identity, Identity):
                     found.append(Caller(one, compiled, identity))
@@ -258,14 +257,14 @@ class Server:
     async def _callers(self, request: HttpRequest) -> list[Caller]:
         """Give the releases that know the caller, for paths that Starlette dispatches."""
         headers: list[tuple[bytes, bytes]] = request.scope["headers"]
-        _check_headers(headers)
+        check_headers(headers)
         for fetch in self._fetches(headers):
             await fetch
-        return self._known(headers, local=arrived_locally(request.scope) and named_locally(_header(headers, b"host")))
+        return self._known(headers, local=arrived_locally(request.scope) and named_locally(header_of(headers, b"host")))
 
     async def _is_known(self, request: HttpRequest) -> bool:
         """Say whether it is this machine or a caller that some release knows."""
-        if arrived_locally(request.scope) and named_locally(_header(request.scope["headers"], b"host")):
+        if arrived_locally(request.scope) and named_locally(header_of(request.scope["headers"], b"host")):
             return True
         try:
             return bool(await self._callers(request))
@@ -274,7 +273,7 @@ class Server:
 
     async def _body(self, request: HttpRequest) -> bytes | None:
         """Read a body within the server's bounds; ``None`` when the caller went away."""
-        return await _read(request.scope["headers"], request.receive, self._body_seconds)
+        return await read_body(request.scope["headers"], request.receive, self._body_seconds)
 
     # ------------------------------------------------------------ the rest
 
@@ -344,7 +343,7 @@ def _choose(request: Request, found: list[Caller], app: bytes | None) -> Caller:
     names = [one.served.name for one in with_task or found]
     reason = "several of what is served here have this task" if with_task else "nothing served here has this task"
     fix = f"Name one with its environment in the header x-app, e.g. x-app: {names[0]}"
-    raise HttpError(422, _error(ContractError([("task", f"{reason}: {', '.join(names)}")], fix=fix)))
+    raise HttpError(422, problem(ContractError([("task", f"{reason}: {', '.join(names)}")], fix=fix)))
 
 
 def _state(one: Served, *, whole: bool) -> dict[str, Any]:
@@ -366,84 +365,6 @@ def _state(one: Served, *, whole: bool) -> dict[str, Any]:
     return state
 
 
-def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
-    size = 0
-    for name, value in headers:
-        size += len(name) + len(value)
-    if size > MAX_HEADERS:
-        raise http_error(
-            431, "headers_too_large", f"The headers are larger than {MAX_HEADERS} bytes.", fix="Send less."
-        )
-
-
-async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: float) -> bytes | None:
-    """Read the body within ``limit`` seconds; ``None`` when the caller went away."""
-    length = _header(headers, b"content-length")
-    if length is not None and length.isdigit() and int(length) > MAX_BODY:
-        raise _too_large()
-    body = whole_body(receive)
-    if body is not None:
-        if len(body) > MAX_BODY:
-            raise _too_large()
-        return body
-    parts: list[bytes] = []
-    size = 0
-    try:
-        with Deadline(asyncio.get_running_loop().time() + limit):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return None
-                part = message.get("body", b"")
-                size += len(part)
-                if size > MAX_BODY:
-                    raise _too_large()
-                parts.append(part)
-                if not message.get("more_body", False):
-                    return b"".join(parts)
-    except TimeoutError:
-        what = f"The body was not there within {limit:g} seconds."
-        raise http_error(408, "timeout", what, fix="Send the request in one go.") from None
-
-
-def _contract(body: bytes) -> Request:
-    """Read the request; one that is as plain as nearly all are in a single pass, at half the price."""
-    return _plain(body) or _strict(body)
-
-
-def _plain(body: bytes) -> Request | None:
-    """Give a request whose input is strings alone, if each key stands in it once.
-
-    This parser would take the last of equal keys. There are none where all colons are those behind the fields' names.
-    """
-    try:
-        request = Request.__pydantic_validator__.validate_json(body)
-    except ValidationError:
-        return None
-    if body.count(b":") != len(request.__pydantic_fields_set__) + len(request.input):
-        return None
-    return request if {str}.issuperset(map(type, request.input.values())) else None
-
-
-def _strict(body: bytes) -> Request:
-    try:
-        value = parse_json(body, what="The body")
-    except VerificationFailed as error:
-        raise http_error(400, "bad_json", error.what, why=error.why, fix="Send one JSON object in UTF-8.") from error
-    try:
-        return Request.model_validate(value)
-    except ValidationError as error:
-        fields = [
-            (".".join(str(part) for part in found["loc"]) or "(body)", _said(found["type"], found["msg"]))
-            for found in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        raise HttpError(422, _error(ContractError(fields, fix="See /openapi.json."))) from error
-
-
-def _said(kind: str, message: str) -> str:
-    return "Input should be a JSON object" if kind == "model_type" else message
-
-
 def _caching(one: Caller, headers: list[tuple[bytes, bytes]]) -> Caching:
     return "use" if one.compiled.caching is None else caching_of(headers)
 
@@ -456,48 +377,6 @@ async def _gone(receive: Receive) -> None:
 
 def _sse(event: Event) -> bytes:
     return b"event: " + event.kind.encode() + b"\ndata: " + to_json(event.data) + b"\n\n"
-
-
-async def _send_json(send: Send, status: int, body: Any, *, retry_after: float | None = None) -> None:
-    await _send(send, status, to_json(body), retry_after=retry_after)
-
-
-async def _send(
-    send: Send,
-    status: int,
-    body: bytes,
-    *,
-    close: bool = False,
-    retry_after: float | None = None,
-    also: tuple[bytes, bytes] | None = None,
-) -> None:
-    headers = [_JSON, (b"content-length", str(len(body)).encode())]
-    if also is not None:
-        headers.append(also)
-    if retry_after is not None:
-        headers.append((b"retry-after", str(whole_seconds(retry_after)).encode()))
-    if close:
-        headers.append((b"connection", b"close"))
-    elif send_whole(send, status, headers, body):
-        return
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
-
-
-def _error(error: BundlectlError) -> dict[str, Any]:
-    body: dict[str, Any] = {"error": error.code, "message": error.what, "why": error.why, "fix": error.fix}
-    return body | {key: error.details[key] for key in ("fields", "receipt") if key in error.details}
-
-
-def _too_large() -> HttpError:
-    return http_error(413, "too_large", f"The body is larger than {MAX_BODY} bytes.", fix="Send less.")
 
 
 async def _not_found(request: HttpRequest, _: Exception) -> JSONResponse:

@@ -20,8 +20,9 @@ from bundlectl.model.errors import UsageError, VerificationFailed
 from bundlectl.resolver.resolver import Status
 from bundlectl.router.http_error import HttpError
 from bundlectl.router.loopback import check_bind
+from bundlectl.router.messages import MAX_BODY, _plain, _strict
 from bundlectl.router.served import Served
-from bundlectl.router.server import MAX_BODY, Server, _plain, _strict
+from bundlectl.router.server import Server
 from tests.support.answering import Setting, contract, setting
 from tests.support.fake_models import Cut, Fail, FakeModels, Say, Stall, fake_models
 
