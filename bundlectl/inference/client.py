@@ -14,7 +14,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -174,8 +174,8 @@ class Pool:
         self._open: dict[Connection, tuple[str, int, bool]] = {}
         self._opening = 0
         self._idle: dict[tuple[str, int, bool], list[Connection]] = {}
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._names: dict[tuple[str, int], tuple[float, list[Any]]] = {}
+        self._waiting: deque[tuple[tuple[str, int, bool], asyncio.Future[Connection | None]]] = deque()
+        self._names: dict[tuple[str, int], tuple[float, asyncio.Task[list[Any]]]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -194,37 +194,47 @@ class Pool:
         Raises:
             ProviderError: ``unavailable``: the name does not resolve, nobody listens, or TLS fails.
         """
-        while len(self._open) + self._opening >= self._limit and not self._end_idle():
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
+        again = False
+        while not self._room() and not self._end_idle():
+            turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+            (self._waiting.appendleft if again else self._waiting.append)((server, turn))
             try:
-                await turn
+                kept = await turn
             except BaseException:
                 if turn.done() and not turn.cancelled():
-                    self._next()
+                    self._give_back(turn.result())
                 raise
-            if (kept := self.take(server)) is not None:
+            if kept is None:
+                break
+            if kept.usable:
                 return kept
-        self._opening += 1
+            again = True
+        else:
+            self._opening += 1
         try:
             return await self._connect(server)
-        except (OSError, ssl.SSLError, RuntimeError) as error:
+        except (OSError, UnicodeError, RuntimeError) as error:
             raise ProviderError("unavailable", f"{what} cannot be reached.", why=_why(error)) from error
         finally:
             self._opening -= 1
             self._next()
 
     def keep(self, connection: Connection) -> None:
-        """Keep a connection for the next call."""
+        """Keep a connection for the next call; whoever waits longest is given it, or its place."""
         server = self._open.get(connection)
         if server is None or self._closed:
-            connection.close()
+            connection.abort()
+            return
+        if self._waiting and (first := self._first()) is not None:
+            if first[0] == server:
+                self._waiting.popleft()
+                first[1].set_result(connection)
+            else:
+                connection.abort()
             return
         loop = asyncio.get_running_loop()
         connection.idle_since = loop.time()
         self._idle.setdefault(server, []).append(connection)
-        if self._waiting:
-            self._next()
         if self._sweep is None:
             self._sweep = loop.call_later(IDLE, self._end_unused)
 
@@ -248,42 +258,70 @@ class Pool:
     async def _connect(self, server: tuple[str, int, bool]) -> Connection:
         host, port, tls = server
         loop = asyncio.get_running_loop()
+        if self._closed:
+            raise ConnectionAbortedError("the client was closed")
         addresses = await self._resolve(host, port)
+        context = await asyncio.to_thread(_tls) if tls else None
         try:
             sock = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS, loop=loop)
         except OSError:
             self._names.pop((host, port), None)
             raise
         try:
-            context = await asyncio.to_thread(_tls) if tls else None
             _, connection = await loop.create_connection(
                 lambda: Connection(self), sock=sock, ssl=context, server_hostname=host if tls else None
             )
         except BaseException:
-            sock.close()
+            # The loop's by now: were it closed here, the loop would go on with its number, by then another socket's.
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
             raise
-        if self._closed:
+        if self._closed or not connection.usable:
             connection.abort()
-            raise ConnectionAbortedError("the client was closed")
+            raise ConnectionAbortedError("the client was closed, or the server ended the connection at once")
         self._open[connection] = server
         return connection
 
     async def _resolve(self, host: str, port: int) -> list[Any]:
+        """Look a name up, once for all who wait: each lookup holds a thread, for long where no name server answers."""
         loop = asyncio.get_running_loop()
-        known = self._names.get((host, port))
-        if known is not None and known[0] > loop.time():
-            return known[1]
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        self._names[host, port] = (loop.time() + RESOLVED, found)
-        return found
+        until, lookup = self._names.get((host, port), (0.0, None))
+        if lookup is None or until <= loop.time():
+            lookup = loop.create_task(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            lookup.add_done_callback(functools.partial(self._looked_up, (host, port)))
+            self._names[host, port] = loop.time() + RESOLVED, lookup
+        return await asyncio.shield(lookup)
+
+    def _looked_up(self, name: tuple[str, int], lookup: asyncio.Task[list[Any]]) -> None:
+        """Remember no failure."""
+        if lookup.cancelled() or lookup.exception() is not None:
+            self._names.pop(name, None)
+
+    def _room(self) -> bool:
+        return len(self._open) + self._opening < self._limit
+
+    def _first(self) -> tuple[tuple[str, int, bool], asyncio.Future[Connection | None]] | None:
+        """Give who waits longest, and what for."""
+        while self._waiting:
+            if not self._waiting[0][1].done():
+                return self._waiting[0]
+            self._waiting.popleft()
+        return None
 
     def _next(self) -> None:
-        """Let one of those who wait look again."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
+        """Give a free place to who waits longest."""
+        if self._waiting and self._room() and (first := self._first()) is not None:
+            self._waiting.popleft()
+            self._opening += 1
+            first[1].set_result(None)
+
+    def _give_back(self, given: Connection | None) -> None:
+        """Take back what was given to one who has left."""
+        if given is None:
+            self._opening -= 1
+            self._next()
+        elif given.usable:
+            self.keep(given)
 
     def _end_idle(self) -> bool:
         """Make room by ending a connection that is kept for a server that nobody asks now."""
@@ -291,7 +329,7 @@ class Pool:
             if idle:
                 connection = idle.pop(0)
                 self._open.pop(connection, None)
-                connection.close()
+                connection.abort()
                 return True
         return False
 
@@ -300,7 +338,7 @@ class Pool:
         oldest = loop.time() - IDLE
         for server, idle in list(self._idle.items()):
             while idle and idle[0].idle_since <= oldest:
-                idle.pop(0).close()
+                idle.pop(0).abort()
             if not idle:
                 del self._idle[server]
         self._sweep = loop.call_later(IDLE / 2, self._end_unused) if self._idle else None
@@ -314,7 +352,7 @@ def _tls() -> ssl.SSLContext:
 
 def _why(error: Exception) -> str:
     """Name a failure without its text, which may hold addresses of a network."""
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "its name does not resolve"
     if isinstance(error, ConnectionRefusedError):
         return "nobody listens there"
