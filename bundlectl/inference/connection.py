@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HELD: Final = 2**18
 """Bytes of a body that are kept unread; more of it is not taken from the network."""
 MAX_HEAD: Final = 2**16
-"""Bytes until the end of a response's head; more is no response."""
+"""Bytes of a head, and of anything else that is no body, in one piece; more is no response."""
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
 
@@ -126,18 +126,15 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Keep the connection for another request where this one is over, and end it otherwise."""
-        if self.usable and self._lasting:
+        if self.usable and self._lasting and not self._transport.get_write_buffer_size():
             self._parts = []
             self._pool.keep(self)
         else:
             self.abort()
 
-    def close(self) -> None:
-        """End an idle connection."""
-        self._transport.close()
-
     def abort(self) -> None:
-        """End it at once."""
+        """End it at once, whatever the server does."""
+        self._framed = True  # an end of our own is not the end of a body
         self._transport.abort()
 
     async def _news(self) -> None:
@@ -176,8 +173,8 @@ class Connection(asyncio.Protocol):
         except (HttpParserError, HttpParserUpgrade) as error:
             self._broken(type(error).__name__)
             return
-        if not self._headed and self._came > MAX_HEAD:
-            self._broken(f"a head of more than {MAX_HEAD} bytes")
+        if self._came > MAX_HEAD:
+            self._broken(f"a {'trailer' if self._headed else 'head'} of more than {MAX_HEAD} bytes")
         elif self._headed:
             if self._held > HELD and not self._whole:
                 self._transport.pause_reading()
@@ -234,6 +231,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece."""
+        self._came = 0
         self._parts.append(body)
         self._held += len(body)
 
