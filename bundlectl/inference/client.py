@@ -356,6 +356,8 @@ def _why(error: Exception) -> str:
         return "its name does not resolve"
     if isinstance(error, ConnectionRefusedError):
         return "nobody listens there"
+    if isinstance(error, ConnectionResetError | ConnectionAbortedError):
+        return "the connection was closed before a reply"
     if isinstance(error, ssl.SSLCertVerificationError):
         return "its certificate is not trusted"
     if isinstance(error, ssl.SSLError):

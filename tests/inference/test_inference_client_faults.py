@@ -105,10 +105,10 @@ def test_a_connection_that_ends_before_its_first_request_is_an_error_at_once(loo
         async with HttpClient(connections=20) as http, asyncio.timeout(20):
             calls = await asyncio.gather(*(ask(http, url) for _ in range(100)), return_exceptions=True)
             await asyncio.sleep(0.02)
-            return {one.kind if isinstance(one, ProviderError) else repr(one) for one in calls}, in_use(http)
+            return {one.why if isinstance(one, ProviderError) else repr(one) for one in calls}, in_use(http)
 
     with ending_at_once() as url, asyncio.Runner(loop_factory=loop) as runner:
-        assert runner.run(run(url)) == ({"unavailable"}, (0, 0))
+        assert runner.run(run(url)) == ({"the connection was closed before a reply"}, (0, 0))
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
