@@ -14,7 +14,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from bundlectl.inference.provider import ProviderError
 
 if TYPE_CHECKING:
-    from bundlectl.inference.client import Pool
+    from bundlectl.inference.pool import Pool
 
 HELD: Final = 2**18
 """Bytes of a body that are kept unread; more of it is not taken from the network."""

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundlectl.inference.client import HttpClient, Pool, _tls, address_of, head_of
+from bundlectl.inference.client import HttpClient, address_of, head_of
 from bundlectl.inference.connection import HELD, MAX_HEAD, Connection, Response
 from bundlectl.inference.deadlines import Deadline
+from bundlectl.inference.pool import Pool, _tls
 from bundlectl.inference.provider import ProviderError
 from tests.support.certificates import self_signed
 

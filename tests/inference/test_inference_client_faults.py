@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from bundlectl.inference import client
+from bundlectl.inference import pool
 from bundlectl.inference.client import HttpClient
 from bundlectl.inference.connection import MAX_HEAD
 from bundlectl.inference.provider import ProviderError
@@ -73,7 +73,7 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """Give a server's configuration, which the client trusts."""
     context = self_signed(tmp_path)
     trusting = ssl.create_default_context(cafile=tmp_path / "server.pem")
-    monkeypatch.setattr(client, "_tls", lambda: trusting)
+    monkeypatch.setattr(pool, "_tls", lambda: trusting)
     return context
 
 
