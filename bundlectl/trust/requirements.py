@@ -207,14 +207,12 @@ def _attestation(requirement: AttestationRequirement, usable: Sequence[Attested]
         for signer in item.signers
         if requirement.role in keyring.roles_of(signer)
     }
-    own: set[str] = set()
+    counted, note = signers, ""
     if requirement.role == "approver":
         builders = builders_of(usable)
         if not builders:
             return _nobody_built(name)
-        own = same_person(signers, builders, keyring)
-    counted = signers - own
-    note = f" {_names(own)} built it too; nobody reviews their own work." if own else ""
+        counted, note = _not_of_builders(signers, builders, keyring, "reviews")
     if (found := keyring.distinct(counted)) >= requirement.threshold:
         return Check(name, "pass", f"Signed by {_names(counted)}.{note}")
     why = (
@@ -234,6 +232,14 @@ def same_person(principals: Iterable[str], builders: Iterable[str], keyring: Ver
     return {principal for principal in principals if _person(keyring.owner(principal)) in owners}
 
 
+def _not_of_builders(
+    signers: set[str], builders: set[str], keyring: VerifiedKeyring, does: str
+) -> tuple[set[str], str]:
+    """Give whose word on the work of others counts, and what is said of those whose does not."""
+    own = same_person(signers, builders, keyring)
+    return signers - own, f" {_names(own)} built it too; nobody {does} their own work." if own else ""
+
+
 def _nobody_built(name: str) -> Check:
     return Check(
         name,
@@ -250,9 +256,7 @@ def _approvals(needed: int, usable: Sequence[Attested], keyring: VerifiedKeyring
     builders = builders_of(usable)
     if not builders:
         return _nobody_built(name)
-    own = same_person(approvers, builders, keyring)
-    counted = approvers - own
-    note = f" {_names(own)} built it too; nobody approves their own work." if own else ""
+    counted, note = _not_of_builders(approvers, builders, keyring, "approves")
     if (found := keyring.distinct(counted)) >= needed:
         return Check(name, "pass", f"Approved by {_names(counted)}.{note}")
     return Check(name, "fail", f"{found} of {needed} needed approvals{_except(counted)}.{note}", fix)

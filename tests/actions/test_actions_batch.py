@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bundlectl.actions.batch import batch_submit
 from bundlectl.actions.batching import BatchPlace
+from tests.acceptance.serving import REQUEST
 from tests.actions.test_actions_promote import with_own_model
 from tests.support.workspace import APP, Workspace
 
@@ -16,14 +17,6 @@ def test_who_hands_in_needs_no_credential_of_a_model(work: Workspace, tmp_path: 
     own = '{own: {base_url: "http://127.0.0.1:1/v1", credential: "env:NOT_SET_HERE"}}'
     (work.folder / "environments" / "dev.yaml").write_text(f"apiVersion: bundlectl/v1\nkind: Bindings\nmodels: {own}\n")
     work.release("dev")
-    asked = {
-        "task": "answer_question",
-        "tenant_id": "acme",
-        "user_role": "customer",
-        "data_scope": ["help_center"],
-        "policy_profile": "pii_safe",
-        "input": {"question": "Within how many days can I return an unused item?"},
-    }
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"id": "one", **asked}) + "\n")
+    file.write_text(json.dumps({"id": "one", **REQUEST}) + "\n")
     assert batch_submit(work.context(), f"{APP}:dev", str(file), BatchPlace()).rows == 1
