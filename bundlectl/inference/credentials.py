@@ -34,7 +34,7 @@ def resolve_credential(reference: str, environ: Mapping[str, str]) -> str:
                 why=f"A credential is to be found at {reference}.",
                 fix=f"Set {rest} for this process, or bind another credential.",
             )
-        return value
+        return _one_line(value, reference)
     if scheme == "file":
         return _one_line(_from_file(Path(rest), reference), reference)
     if scheme in ("aws-sm", "ssm"):

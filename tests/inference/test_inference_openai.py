@@ -14,6 +14,7 @@ from bundlectl.inference.client import HttpClient
 from bundlectl.inference.http import MAX_REPLY
 from bundlectl.inference.openai import OpenAIProvider
 from bundlectl.inference.provider import ModelCall, ProviderError
+from bundlectl.model.errors import UsageError
 from tests.support.fake_models import Cut, Fail, FakeModels, Raw, Refuse, Say, Stall, Step, fake_models, throttle
 
 
@@ -258,3 +259,9 @@ async def test_events_may_be_split_anywhere_and_use_any_line_end(provider: OpenA
     fake.then(Raw(b"\r\n" + body + b"data: [DONE]\r\n\r\n", "text/event-stream"))
     deltas = [delta async for delta in provider.stream(call())]
     assert deltas[-1].reply is not None and deltas[-1].reply.text == "a b c"
+
+
+async def test_a_key_that_no_header_may_hold_is_told_before_it_is_sent() -> None:
+    async with HttpClient() as http:
+        with pytest.raises(UsageError, match="cannot be sent"):
+            OpenAIProvider(http, "http://127.0.0.1:1/v1", "key-of-€")

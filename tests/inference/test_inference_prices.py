@@ -116,6 +116,12 @@ def test_a_credential_that_is_not_set() -> None:
         resolve_credential("vault:vllm", {})
 
 
+def test_a_credential_of_two_lines_is_told_by_its_reference() -> None:
+    assert resolve_credential("env:KEY", {"KEY": " abc\n"}) == "abc"
+    with pytest.raises(UsageError, match="env:KEY holds more than one line"):
+        resolve_credential("env:KEY", {"KEY": "abc\ndef"})
+
+
 def test_retry_after_in_both_forms() -> None:
     assert retry_after({"retry-after": "3"}) == 3
     assert retry_after({"retry-after": "-3"}) == 0
